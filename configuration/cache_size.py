@@ -1,0 +1,65 @@
+"""How large the decode cache is: pure arithmetic on a configuration, nothing is allocated."""
+
+from dataclasses import dataclass
+
+from transformers import WhisperConfig
+
+from .configuration_whisper_mla import WhisperMLAConfig
+
+
+@dataclass(frozen=True)
+class CacheSize:
+    """Bytes of a decode cache by part.
+
+    Attributes:
+        self_attention: decoder self-attention, all layers, all beams.
+        cross_attention: what cross-attention reads: the shared latent (or encoder output), once per audio, or per-layer
+            keys and values, once per beam.
+    """
+
+    self_attention: int
+    cross_attention: int
+
+    @property
+    def total(self) -> int:
+        return self.self_attention + self.cross_attention
+
+
+def cache_size(
+    config: WhisperConfig, batch_size: int = 1, positions: int = 448, num_beams: int = 1, bytes_per_value: int = 2
+) -> CacheSize:
+    """Bytes that decoding holds for `batch_size` audios.
+
+    Args:
+        config: of a stock Whisper or of a Whisper-MLA model.
+        batch_size: audios decoded at once.
+        positions: text positions in the cache, at most `max_target_positions` (448).
+        num_beams: hypotheses per audio (beams or returned sequences).
+        bytes_per_value: 2 for float16 and bfloat16, 4 for float32.
+
+    Returns:
+        CacheSize: for a stock model keys and values of both attentions, once per beam; for a latent one the latents.
+
+    Raises:
+        ValueError: an argument below 1.
+    """
+    arguments = {
+        "batch_size": batch_size,
+        "positions": positions,
+        "num_beams": num_beams,
+        "bytes_per_value": bytes_per_value,
+    }
+    for name, value in arguments.items():
+        if value < 1:
+            raise ValueError(f"{name}={value}: expected at least 1.")
+    frames, width, layers = config.max_source_positions, config.d_model, config.decoder_layers
+    rows = batch_size * num_beams
+    key_value_cross = rows * frames * 2 * width * layers
+    if isinstance(config, WhisperMLAConfig):
+        self_values = rows * positions * sum(config.kv_ranks)
+        latent_cross = batch_size * frames * config.cross_latent_width
+        cross_values = latent_cross if config.cross_cache == "latent" else key_value_cross
+    else:
+        self_values = rows * positions * 2 * width * layers
+        cross_values = key_value_cross
+    return CacheSize(self_values * bytes_per_value, cross_values * bytes_per_value)

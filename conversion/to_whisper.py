@@ -1,0 +1,63 @@
+"""Multiply the factors back: a stock Whisper with the outputs of a Whisper-MLA model."""
+
+import copy
+
+import torch
+from torch import Tensor
+from transformers import WhisperForConditionalGeneration
+
+from whisper_mla.latent_attention import is_plain_linear
+from whisper_mla.modeling_whisper_mla import WhisperMLAForConditionalGeneration
+
+from .errors import ConversionError
+
+
+def to_whisper(model: WhisperMLAForConditionalGeneration) -> WhisperForConditionalGeneration:
+    """The stock checkpoint that computes the same function, `W_K = W_UK W_D`, `W_V = W_UV W_D`, for any engine.
+
+    It has the stock cache again. Products are taken in float64 and stored in the model's dtype.
+
+    Args:
+        model: not modified; the result shares no memory with it.
+
+    Returns:
+        WhisperForConditionalGeneration: in evaluation mode, with the model's dtype, device and generation config.
+
+    Raises:
+        ConversionError: a key or value projection is not a plain `nn.Linear` (an adapter, a quantised or offloaded
+            module).
+    """
+    decoder = model.model.decoder
+    attentions = {f"model.encoder.layers.{i}.self_attn": layer.self_attn for i, layer in enumerate(model.model.encoder.layers)}
+    for i, layer in enumerate(decoder.layers):
+        attentions[f"model.decoder.layers.{i}.self_attn"] = layer.self_attn
+        attentions[f"model.decoder.layers.{i}.encoder_attn"] = layer.encoder_attn
+
+    weights: dict[str, Tensor] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for name, attention in attentions.items():
+        for kind in ("k_proj", "v_proj"):
+            if not is_plain_linear(getattr(attention, kind)):
+                raise ConversionError(
+                    f"{name}.{kind} is a {type(getattr(attention, kind)).__name__}, not a plain nn.Linear on a device: "
+                    "merge adapters (merge_and_unload), dequantise, or load the model without offloading first."
+                )
+        down = getattr(attention, "kv_down_proj", None)
+        if down is None and name.endswith("encoder_attn"):
+            down = decoder.cross_kv_down_proj
+        if down is None:
+            continue
+        weights.pop(f"{name}.kv_down_proj.weight", None)
+        for kind in ("k_proj", "v_proj"):
+            up = weights[f"{name}.{kind}.weight"]
+            weights[f"{name}.{kind}.weight"] = (up.double() @ down.weight.detach().double()).to(up.dtype)
+    weights.pop("model.decoder.cross_kv_down_proj.weight", None)
+
+    config = model.config.to_whisper_config()
+    config.dtype = model.dtype
+    config._attn_implementation = model.config._attn_implementation
+    with torch.device("meta"):
+        stock = WhisperForConditionalGeneration(config)
+    stock.load_state_dict(weights, assign=True)
+    stock.tie_weights()
+    stock.generation_config = copy.deepcopy(model.generation_config)
+    return stock.eval()

@@ -1,0 +1,103 @@
+"""Attention on latents in the absorbed form: pure functions on tensors, no modules.
+
+Keys and values are linear in the latent `c_t` (`[r]`): `k_t,h = W_UK,h c_t`, `v_t,h = W_UV,h c_t + b_V,h`. Hence
+
+    score_h(t) = q_h . k_t,h                = (W_UK,h^T q_h) . c_t
+    o_h        = sum_t a_t v_t,h            = W_UV,h (sum_t a_t c_t) + b_V,h        (the a_t sum to 1)
+
+so all heads attend to one latent sequence and keys and values are never materialised (DeepSeek-V2, arXiv 2405.04434,
+section 2.1; without the decoupled position part, because Whisper's positions are absolute and already in the input).
+
+Shapes: B batch, H heads, D head dimension, T queries, S latents, r rank.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_mask
+from torch.nn.functional import dropout as drop
+from torch.nn.functional import scaled_dot_product_attention
+
+
+def absorb_query(query: Tensor, key_up: Tensor) -> Tensor:
+    """Move the key up-projection to the query side: `W_UK,h^T q_h`.
+
+    Args:
+        query: `[B, H, T, D]`, already scaled.
+        key_up: `[H·D, r]`, the weight of the key up-projection.
+
+    Returns:
+        Tensor: `[B, H, T, r]`.
+    """
+    batch, heads, queries, head_dim = query.shape
+    # One matrix product per head for the whole batch: broadcasting the weights over the batch would copy them.
+    rows = query.transpose(0, 1).reshape(heads, batch * queries, head_dim)
+    absorbed = torch.bmm(rows, key_up.view(heads, head_dim, -1))
+    return absorbed.view(heads, batch, queries, -1).transpose(0, 1)
+
+
+def expand_output(output: Tensor, value_up: Tensor, value_bias: Tensor | None) -> Tensor:
+    """Apply the value up-projection to the attended latents: `W_UV,h (sum_t a_t c_t) + b_V,h`.
+
+    Args:
+        output: `[B, H, T, r]`, the attention-weighted sums of latents.
+        value_up: `[H·D, r]`, the weight of the value up-projection.
+        value_bias: `[H·D]` or None.
+
+    Returns:
+        Tensor: `[B, T, H·D]`.
+    """
+    batch, heads, queries, rank = output.shape
+    rows = output.transpose(0, 1).reshape(heads, batch * queries, rank)
+    heads_out = torch.bmm(rows, value_up.view(heads, -1, rank).transpose(1, 2))
+    heads_out = heads_out.view(heads, batch, queries, -1).permute(1, 2, 0, 3).reshape(batch, queries, -1)
+    return heads_out if value_bias is None else heads_out + value_bias
+
+
+def attend(
+    query: Tensor,
+    latent: Tensor,
+    attention_mask: Tensor | BlockMask | None,
+    is_causal: bool,
+    return_weights: bool,
+    dropout: float = 0.0,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend to one latent sequence that is key and value of all heads at once.
+
+    Args:
+        query: `[B, H, T, r]` from [`absorb_query`].
+        latent: `[B, S, r]`.
+        attention_mask: `[B or 1, 1, T, S]`, additive or boolean (True = attend), a flex attention block mask, or None.
+            None with `is_causal` means a causal prefill from an empty cache, as everywhere in Transformers.
+        is_causal: whether queries see no later positions.
+        return_weights: compute and return the attention weights (stock Whisper's eager attention does), or run the
+            fused kernel, which returns none.
+        dropout: probability of dropping an attention weight.
+
+    Returns:
+        tuple[Tensor, Tensor | None]: attended latents `[B, H, T, r]`, and the weights `[B, H, T, S]` or None.
+    """
+    batch, heads, queries, rank = query.shape
+    if isinstance(attention_mask, BlockMask):
+        attention_mask = create_mask(
+            attention_mask.mask_mod, batch, 1, queries, latent.shape[1], device=query.device.type
+        )
+    if attention_mask is None and is_causal and queries > 1:
+        latent = latent[:, :queries]  # a static cache is longer than what has been written to it
+        attention_mask = torch.ones(queries, queries, dtype=torch.bool, device=query.device).tril()[None, None]
+
+    rows = query.reshape(batch, 1, heads * queries, rank)
+    latent = latent[:, None]
+    if not return_weights:
+        if attention_mask is not None and queries > 1:  # the mask's rows, once for every head
+            attention_mask = attention_mask.expand(-1, heads, -1, -1).flatten(1, 2)[:, None]
+        output = scaled_dot_product_attention(rows, latent, latent, attention_mask, dropout_p=dropout, scale=1.0)
+        return output.view(batch, heads, queries, rank), None
+
+    scores = torch.matmul(rows, latent.transpose(2, 3)).view(batch, heads, queries, -1)
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
+        scores = scores + attention_mask
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    output = torch.matmul(drop(weights, p=dropout).view(batch, 1, heads * queries, -1), latent)
+    return output.view(batch, heads, queries, rank), weights

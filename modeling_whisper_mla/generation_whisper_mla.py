@@ -1,0 +1,101 @@
+"""What `generate` must do differently for latents: the cache it makes, and one encoder output per audio."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.whisper.generation_whisper import WhisperGenerationMixin
+
+from .latent_cache import LatentCache
+
+
+@dataclass
+class CrossLatentOutput(BaseModelOutput):
+    """Encoder outputs whose `last_hidden_state` is already what cross-attention reads: `[audios, frames, width]`.
+
+    Handed to the model as `encoder_outputs`, it is not projected again.
+    """
+
+
+class LatentCacheMixin:
+    """Makes `generate` build a [`LatentCache`] where it would build a stock one."""
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        given = model_kwargs.get("past_key_values")
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        cache = model_kwargs.get("past_key_values")
+        if given is None and cache is not None:
+            model_kwargs["past_key_values"] = LatentCache.like(cache, self.config)
+
+
+class WhisperMLAGenerationMixin(LatentCacheMixin, WhisperGenerationMixin):
+    """Whisper's generation with the latents of each audio held once, whatever the number of hypotheses."""
+
+    def _prepare_decoder_input_ids_for_generation(self, batch_size, model_input_name, model_kwargs, *args, **kwargs):
+        # Transformers prepends the start token to prompts unless the model type is literally "whisper".
+        if model_kwargs.get("decoder_input_ids") is not None:
+            return model_kwargs.pop("decoder_input_ids"), model_kwargs
+        return super()._prepare_decoder_input_ids_for_generation(
+            batch_size, model_input_name, model_kwargs, *args, **kwargs
+        )
+
+    def _expand_variables_for_generation(self, *args, generation_config, **kwargs):
+        # Whisper repeats the audio for several returned sequences and then forgets how often.
+        copies = generation_config.num_return_sequences or 1
+        expanded = super()._expand_variables_for_generation(*args, generation_config=generation_config, **kwargs)
+        generation_config.audio_copies = copies
+        return expanded
+
+    def _prepare_text_encoder_decoder_kwargs_for_generation(
+        self, inputs_tensor, model_kwargs, model_input_name, generation_config
+    ):
+        return super()._prepare_text_encoder_decoder_kwargs_for_generation(
+            self._without_copies(inputs_tensor, generation_config), model_kwargs, model_input_name, generation_config
+        )
+
+    def _prepare_encoder_decoder_kwargs_for_generation(
+        self, inputs_tensor, model_kwargs, model_input_name, generation_config
+    ):
+        # The same hook under its name in older Transformers.
+        return super()._prepare_encoder_decoder_kwargs_for_generation(
+            self._without_copies(inputs_tensor, generation_config), model_kwargs, model_input_name, generation_config
+        )
+
+    def _without_copies(self, inputs_tensor: Tensor, generation_config) -> Tensor:
+        """Audio features `[audios·copies, ...]` reduced to `[audios, ...]` where all copies of each audio are equal.
+
+        They are not in long form once copies have advanced differently; nor is it done when encoder states are to be
+        returned for every sequence.
+        """
+        copies = getattr(generation_config, "audio_copies", 1)
+        wants_states = generation_config.output_attentions or generation_config.output_hidden_states
+        if self.config.cross_cache != "latent" or copies == 1 or wants_states or inputs_tensor.shape[0] % copies:
+            return inputs_tensor
+        groups = inputs_tensor.unflatten(0, (-1, copies))
+        return groups[:, 0] if torch.equal(groups, groups[:, :1].expand_as(groups)) else inputs_tensor
+
+    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
+        encoder_outputs = model_kwargs.get("encoder_outputs")
+        if self.config.cross_cache != "latent" or encoder_outputs is None:
+            return super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
+        # Beams read one latent sequence, so only the text is repeated; the projection replaces the encoder output,
+        # which is freed here unless the caller holds it.
+        del model_kwargs["encoder_outputs"]
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(expand_size, False, input_ids, **model_kwargs)
+        model_kwargs["encoder_outputs"] = self.compress_encoder_outputs(encoder_outputs)
+        return input_ids, model_kwargs
+
+    def _get_candidate_generator(self, *args, inputs_tensor, model_kwargs, assistant_model=None, **kwargs):
+        # An assistant without an encoder reads the encoder output, which a projection has replaced: encode once more.
+        shares_encoder = assistant_model is not None and not assistant_model.config.is_encoder_decoder
+        if shares_encoder and isinstance(model_kwargs.get("encoder_outputs"), CrossLatentOutput):
+            if not inputs_tensor.is_floating_point():
+                raise ValueError(
+                    "assistant_model without an encoder: pass input_features rather than encoder_outputs to generate(), "
+                    "because this model keeps only a projection of the encoder output."
+                )
+            model_kwargs = {**model_kwargs, "encoder_outputs": self.get_encoder()(inputs_tensor)}
+        return super()._get_candidate_generator(
+            *args, inputs_tensor=inputs_tensor, model_kwargs=model_kwargs, assistant_model=assistant_model, **kwargs
+        )
