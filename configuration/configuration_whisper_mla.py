@@ -74,7 +74,8 @@ class WhisperMLAConfig(WhisperConfig):
             return
         if isinstance(value, list) and len(value) != num_layers:
             raise ValueError(
-                f"{field}={value!r}: a list needs one rank for each of the {num_layers} {stack} layers, got {len(value)}."
+                f"{field}={value!r}: a list needs one rank for each of the {num_layers} {stack} layers, "
+                f"not {len(value)}."
             )
         for rank in value if isinstance(value, list) else [value]:
             if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= self.d_model:

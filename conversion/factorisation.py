@@ -1,7 +1,7 @@
 """Low-rank factorisations of projection weights: pure functions on matrices, in float64.
 
-Convention of `nn.Linear`: `y = W x`. A factorisation of rank r replaces `W` (`[m, d]`) by `up @ down` with `down` `[r, d]`
-and `up` `[m, r]`, so that `c = down x` is all that has to be cached.
+Convention of `nn.Linear`: `y = W x`. A factorisation of rank r replaces `W` (`[m, d]`) by `up @ down` with `down`
+`[r, d]` and `up` `[m, r]`, so that `c = down x` is all that has to be cached.
 """
 
 from dataclasses import dataclass

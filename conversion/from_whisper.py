@@ -13,7 +13,7 @@ from whisper_mla.configuration.configuration_whisper_mla import WhisperMLAConfig
 from whisper_mla.modeling_whisper_mla import WhisperMLAForConditionalGeneration
 
 from .factorisation import Factors, joint_svd
-from .source import load_whisper
+from .source import load_whisper, read_config
 
 # A method maps a weight `[m, d]` and a rank to its factors; a new one is a function and a line here.
 METHODS: dict[str, Callable[[Tensor, int], Factors]] = {"joint_svd": joint_svd}
@@ -52,20 +52,20 @@ def from_whisper(
 
     Raises:
         ConversionError: the source cannot be converted (see `load_whisper`).
-        ValueError: an unknown method, or a rank out of range or of wrong length; raised before weights are loaded
-            wherever the configuration can be had without them.
+        ValueError: an unknown method, or a rank out of range or of wrong length; raised before weights are loaded.
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r}: expected one of {', '.join(map(repr, METHODS))}.")
-    stock = load_whisper(source, **kwargs)
     config = WhisperMLAConfig.from_whisper_config(
-        stock.config,
+        read_config(source, **kwargs),
         kv_rank=kv_rank,
         cross_kv_rank=cross_kv_rank,
         cross_kv_shared=cross_kv_shared,
         audio_kv_rank=audio_kv_rank,
         cross_cache=cross_cache,
     )
+    stock = load_whisper(source, **kwargs)
+    config._name_or_path = stock.config._name_or_path
     config.dtype = stock.dtype
     if stock.config._attn_implementation in ("eager", "sdpa", "flex_attention"):
         config._attn_implementation = stock.config._attn_implementation

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedConfig, PreTrainedModel, WhisperForConditionalGeneration
+from transformers import PreTrainedConfig, PreTrainedModel, WhisperConfig, WhisperForConditionalGeneration
 
 from whisper_mla.configuration.configuration_whisper_mla import WhisperMLAConfig
 
@@ -14,30 +14,59 @@ from .errors import ConversionError
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
 
 
-def read_model_type(source: str | os.PathLike, **hub_arguments) -> str:
-    """The `model_type` of a checkpoint, from its config.json alone.
+def read_config(source: str | os.PathLike | PreTrainedModel, **hub_arguments) -> WhisperConfig:
+    """The configuration of a stock Whisper, without its weights.
 
     Args:
-        source: a folder or a Hub id.
+        source: a Hub id, a folder, or a model in memory.
         hub_arguments: those of `from_pretrained`; others are ignored.
 
     Returns:
-        str: "whisper", "whisper_mla", …; empty if the configuration does not say.
+        WhisperConfig: the very object of a model in memory.
+
+    Raises:
+        ConversionError: there is no such checkpoint, no readable config.json, or it is not of a stock Whisper.
+    """
+    if isinstance(source, PreTrainedModel):
+        config, name = source.config, type(source).__name__
+    else:
+        fields, name = read_config_fields(source, **hub_arguments), source
+        if fields.get("model_type") == WhisperConfig.model_type:
+            return WhisperConfig.from_dict(fields)
+        config = PreTrainedConfig()
+        config.model_type = fields.get("model_type", "")
+    if config.model_type == WhisperMLAConfig.model_type:
+        raise ConversionError(
+            f"{name}: already a Whisper-MLA model. Convert the stock checkpoint, or export this one first "
+            "(whisper-mla export, to_whisper())."
+        )
+    if config.model_type != WhisperConfig.model_type:
+        raise ConversionError(f"{name}: model type {config.model_type or 'unknown'!r} is not Whisper.")
+    return config
+
+
+def read_config_fields(source: str | os.PathLike, **hub_arguments) -> dict:
+    """The content of a checkpoint's config.json.
 
     Raises:
         ConversionError: there is no such checkpoint, or no readable config.json.
     """
-    if Path(source).is_file():
+    path = Path(source)
+    if path.is_file():
         raise ConversionError(f"{source}: is a file. Give the folder of a checkpoint (with config.json) or a Hub id.")
+    if path.is_dir() and not (path / hub_arguments.get("subfolder", "") / "config.json").is_file():
+        raise ConversionError(f"{source}: no config.json in this folder. Give the folder of a checkpoint or a Hub id.")
+    if not path.is_dir() and (path.is_absolute() or str(source).startswith(".") or len(path.parts) > 2):
+        raise ConversionError(f"{source}: no such folder. Give the folder of a checkpoint or a Hub id.")
     arguments = {name: value for name, value in hub_arguments.items() if name in _HUB_ARGUMENTS}
     try:
-        config, _ = PreTrainedConfig.get_config_dict(str(source), **arguments)
+        fields, _ = PreTrainedConfig.get_config_dict(str(source), **arguments)
     except (OSError, ValueError) as error:
-        kind = "a folder with a readable config.json" if Path(source).exists() else "a folder"
-        raise ConversionError(
-            f"{source}: not {kind}, nor a Hub checkpoint that can be reached ({_first_line(error)})"
-        ) from error
-    return config.get("model_type", "") if isinstance(config, dict) else ""
+        kind = "config.json cannot be read" if path.is_dir() else "no such folder, and not to be had from the Hub"
+        raise ConversionError(f"{source}: {kind} ({_first_line(error)}).") from error
+    if not isinstance(fields, dict):
+        raise ConversionError(f"{source}: config.json does not hold a configuration.")
+    return fields
 
 
 def load_whisper(source: str | os.PathLike | PreTrainedModel, **kwargs) -> WhisperForConditionalGeneration:
@@ -53,47 +82,50 @@ def load_whisper(source: str | os.PathLike | PreTrainedModel, **kwargs) -> Whisp
     Raises:
         ConversionError: not a Whisper, already converted, no weights, weights missing, damaged or not finite.
     """
+    read_config(source, **kwargs)
     if isinstance(source, PreTrainedModel):
         if kwargs:
             raise ConversionError(f"{sorted(kwargs)}: only for a source that is loaded, not for a model in memory.")
-        _require_stock(source.config.model_type, type(source).__name__)
         if not isinstance(source, WhisperForConditionalGeneration):
             raise ConversionError(f"{type(source).__name__}: expected a WhisperForConditionalGeneration.")
         model = source
     else:
-        _require_stock(read_model_type(source, **kwargs), source)
-        model = _load(source, **kwargs)
+        model = load_checkpoint(WhisperForConditionalGeneration, source, **{"dtype": "auto", **kwargs})
     for name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise ConversionError(f"{_describe(source)}: tensor {name} holds NaN or infinite values.")
     return model
 
 
-def _require_stock(model_type: str, source) -> None:
-    if model_type == WhisperMLAConfig.model_type:
-        raise ConversionError(
-            f"{source}: already a Whisper-MLA model. Convert the stock checkpoint, or export this one first "
-            "(whisper-mla export, to_whisper())."
-        )
-    if model_type != "whisper":
-        raise ConversionError(f"{source}: model type {model_type or 'unknown'!r} is not Whisper.")
+def load_checkpoint(model_class, source: str | os.PathLike, **kwargs) -> PreTrainedModel:
+    """`model_class.from_pretrained`, which would fill what is missing with random weights, made strict.
 
+    Args:
+        model_class: a model class or an Auto class.
+        source: a Hub id or a folder.
+        kwargs: for `from_pretrained`.
 
-def _load(source, **kwargs) -> WhisperForConditionalGeneration:
+    Raises:
+        ConversionError: no weights, or tensors that are missing, damaged or of a wrong shape.
+    """
     try:
-        model, info = WhisperForConditionalGeneration.from_pretrained(
-            source, **{"dtype": "auto", **kwargs}, output_loading_info=True
+        model, info = model_class.from_pretrained(
+            source, **kwargs, ignore_mismatched_sizes=True, output_loading_info=True
         )
     except SafetensorError as error:
         raise ConversionError(
             f"{source}: damaged safetensors file ({error}). Download or copy the checkpoint again."
         ) from error
     except (OSError, RuntimeError) as error:
-        raise ConversionError(f"{source}: the weights cannot be read ({_first_line(error)})") from error
+        raise ConversionError(f"{source}: the weights cannot be read ({_first_line(error)}).") from error
+    for name, found, expected in sorted(info["mismatched_keys"]):
+        raise ConversionError(
+            f"{source}: tensor {name} has shape {list(found)} where config.json implies {list(expected)}."
+        )
     missing = sorted(info["missing_keys"])
     if missing:
         raise ConversionError(
-            f"{source}: {len(missing)} tensors are missing from the weights, the first is {missing[0]}. "
+            f"{source}: tensor {missing[0]} is missing from the weights ({len(missing)} in all). "
             "Download or copy the checkpoint again."
         )
     return model

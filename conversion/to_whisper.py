@@ -28,7 +28,9 @@ def to_whisper(model: WhisperMLAForConditionalGeneration) -> WhisperForCondition
             module).
     """
     decoder = model.model.decoder
-    attentions = {f"model.encoder.layers.{i}.self_attn": layer.self_attn for i, layer in enumerate(model.model.encoder.layers)}
+    attentions = {
+        f"model.encoder.layers.{i}.self_attn": layer.self_attn for i, layer in enumerate(model.model.encoder.layers)
+    }
     for i, layer in enumerate(decoder.layers):
         attentions[f"model.decoder.layers.{i}.self_attn"] = layer.self_attn
         attentions[f"model.decoder.layers.{i}.encoder_attn"] = layer.encoder_attn

@@ -92,8 +92,8 @@ class WhisperMLAGenerationMixin(LatentCacheMixin, WhisperGenerationMixin):
         if shares_encoder and isinstance(model_kwargs.get("encoder_outputs"), CrossLatentOutput):
             if not inputs_tensor.is_floating_point():
                 raise ValueError(
-                    "assistant_model without an encoder: pass input_features rather than encoder_outputs to generate(), "
-                    "because this model keeps only a projection of the encoder output."
+                    "assistant_model without an encoder: pass input_features rather than encoder_outputs to "
+                    "generate(), because this model keeps only a projection of the encoder output."
                 )
             model_kwargs = {**model_kwargs, "encoder_outputs": self.get_encoder()(inputs_tensor)}
         return super()._get_candidate_generator(

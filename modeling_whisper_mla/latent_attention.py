@@ -1,6 +1,5 @@
 """The attention module: Whisper's attention on a latent, in two exact forms."""
 
-import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS

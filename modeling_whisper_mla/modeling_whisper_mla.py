@@ -83,9 +83,9 @@ class WhisperMLAPreTrainedModel(WhisperPreTrainedModel):
 
     def _flash_attn_can_dispatch(self, *args, **kwargs):
         raise ValueError(
-            f"attn_implementation: {type(self).__name__} does not run with flash_attention, whose heads are at most 256 "
-            "wide while all heads read one latent of up to d_model values. Use attn_implementation='sdpa', which takes "
-            "PyTorch's own flash kernel where it fits, or 'eager'."
+            f"attn_implementation: {type(self).__name__} does not run with flash_attention. Its heads are at most 256 "
+            "wide, but all our heads read one latent of up to d_model values. Use 'sdpa', which takes PyTorch's own "
+            "flash kernel where it fits, or 'eager'."
         )
 
 
@@ -144,8 +144,8 @@ class WhisperMLADecoder(WhisperMLAPreTrainedModel, WhisperDecoder):
             encoder_hidden_states: `[audios, frames, d_model]`.
 
         Returns:
-            Tensor: `[audios, frames, cross_latent_width]`: the encoder output itself where cross-attention is exact, the
-            shared latent, or the latents of all layers side by side.
+            Tensor: `[audios, frames, cross_latent_width]`: the encoder output itself where cross-attention is exact,
+            the shared latent, or the latents of all layers side by side.
         """
         if self.config.cross_latent_is_encoder_output:
             return encoder_hidden_states

@@ -8,8 +8,8 @@ from .configuration.configuration_whisper_mla import WhisperMLAConfig
 class WhisperMLAASRPipeline(AutomaticSpeechRecognitionPipeline):
     """`AutomaticSpeechRecognitionPipeline` that treats model type `whisper_mla` as it treats `whisper`.
 
-    The stock pipeline decides by the literal model type and would otherwise decode with CTC. Other models, stock Whisper
-    among them, are left to it.
+    The stock pipeline decides by the literal model type and would otherwise decode with CTC. Other models, stock
+    Whisper among them, are left to it.
     """
 
     def __init__(self, model, *args, **kwargs):

@@ -1,0 +1,108 @@
+"""Write a checkpoint folder whole or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from .errors import ConversionError
+
+
+def check_target(target: str | os.PathLike, overwrite: bool = False) -> None:
+    """Raise before any work starts if `target` cannot become a checkpoint folder.
+
+    Args:
+        target: the folder to write.
+        overwrite: accept a folder that already holds a checkpoint. A folder that holds anything else is never replaced.
+
+    Raises:
+        ConversionError: `target` is a file, or is not empty and must not be replaced.
+    """
+    target = Path(target)
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise ConversionError(f"{target}: exists and is not a folder. Choose another target.")
+    if not target.exists() or not any(target.iterdir()):
+        return
+    if not (target / "config.json").is_file():
+        raise ConversionError(f"{target}: is not empty and holds no checkpoint. Choose another target.")
+    if not overwrite:
+        raise ConversionError(
+            f"{target}: exists and is not empty. Choose another target, or replace it with --overwrite."
+        )
+
+
+@contextmanager
+def written_aside(target: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
+    """A new folder beside `target` that becomes `target` when the block ends without an error.
+
+    Whatever happens, nothing half-written appears under the target's name. An error removes what was written; a kill
+    leaves a hidden folder beside the target, which the next run for the same target removes.
+
+    Args:
+        target: the folder to write.
+        overwrite: as for `check_target`.
+
+    Yields:
+        Path: the folder to write into, on the same file system as `target`.
+
+    Raises:
+        ConversionError: see `check_target`; or the disk is full or not writable.
+    """
+    check_target(target, overwrite)
+    target = Path(target).absolute()
+    aside: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(target)
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-{os.getpid()}-", dir=target.parent))
+        yield aside
+        aside.chmod(0o777 & ~_umask())
+        _replace(aside, target)
+    except (OSError, SafetensorError) as error:
+        raise ConversionError(f"{target}: cannot be written ({error}). Nothing was left under that name.") from error
+    finally:
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _replace(new: Path, target: Path) -> None:
+    if not target.exists():
+        new.rename(target)
+        return
+    old = target.with_name(f".{target.name}.replaced-{os.getpid()}-")
+    target.rename(old)
+    try:
+        new.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what runs for the same target left behind that no longer live."""
+    for kind in ("partial", "replaced"):
+        for leftover in target.parent.glob(f".{target.name}.{kind}-*-*"):
+            process = leftover.name.removeprefix(f".{target.name}.{kind}-").split("-")[0]
+            if process.isdigit() and not _is_alive(int(process)):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
