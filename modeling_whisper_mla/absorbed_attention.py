@@ -98,6 +98,7 @@ def attend(
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     elif attention_mask is not None:
         scores = scores + attention_mask
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    precision = torch.promote_types(scores.dtype, torch.float32)
+    weights = torch.softmax(scores, dim=-1, dtype=precision).to(query.dtype)
     output = torch.matmul(drop(weights, p=dropout).view(batch, 1, heads * queries, -1), latent)
     return output.view(batch, heads, queries, rank), weights

@@ -9,7 +9,6 @@ from typing import Annotated
 import torch
 import transformers
 import typer
-from rich.console import Console
 from transformers import AutoProcessor
 
 import whisper_mla
@@ -18,6 +17,7 @@ from whisper_mla.conversion import METHODS, ConversionError, from_whisper, to_wh
 from whisper_mla.conversion.checkpoint_folder import check_target, written_aside
 from whisper_mla.conversion.source import load_checkpoint, read_config_fields
 
+from . import console
 from .cache_table import cache_report, cache_table, describe_ranks
 from .demo import run_demo
 from .transcribe_command import transcribe
@@ -31,8 +31,6 @@ app = typer.Typer(
     help="Whisper with multi-head latent attention: the same tokens from a fraction of the decode cache.\n\n"
     "Start with [bold]whisper-mla demo[/bold], which needs no network.",
 )
-output, messages = Console(), Console(stderr=True)
-
 Method = StrEnum("Method", {name: name for name in METHODS})
 Dtype = StrEnum("Dtype", {name: name for name in ("float32", "float16", "bfloat16")})
 CrossCache = StrEnum("CrossCache", {name: name for name in ("latent", "key_value")})
@@ -51,12 +49,11 @@ def one_clear_line(command):
     def run(*args, **kwargs):
         try:
             return command(*args, **kwargs)
-        except (typer.Exit, typer.Abort, KeyboardInterrupt):
+        except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except Exception as error:  # whatever it is, a user gets a line, not a traceback
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-            messages.print(f"[red]Error:[/red] {kind}", end="", highlight=False)
-            messages.print(" ".join(str(error).split()), highlight=False, markup=False, soft_wrap=True)
+            console.error(f"{kind}{error}")
             raise typer.Exit(1) from error
 
     return run
@@ -84,7 +81,7 @@ def ranks(text: str | None) -> int | list[int] | None:
 
 def version(wanted: bool) -> None:
     if wanted:
-        output.print(f"whisper-mla {whisper_mla.__version__}", highlight=False)
+        console.output.print(f"whisper-mla {whisper_mla.__version__}", highlight=False)
         raise typer.Exit()
 
 
@@ -145,8 +142,8 @@ def convert(
         model.save_pretrained(folder)
         save_processor(source, folder, **hub)
     report = cache_report(model.config, bytes_per_value=model.dtype.itemsize)
-    output.print(cache_table(report, title=f"{source} → {target}"))
-    output.print(describe_ranks(report), highlight=False)
+    console.output.print(cache_table(report, title=str(target)))
+    console.output.print(describe_ranks(report), highlight=False)
 
 
 app.command(
@@ -176,10 +173,10 @@ def inspect(
         config, batch_size, positions or config.max_target_positions, num_beams, getattr(torch, dtype).itemsize
     )
     if as_json:
-        output.print_json(json.dumps({"model": model, **report}))
+        console.output.print_json(json.dumps({"model": model, **report}))
         return
-    output.print(cache_table(report, title=model))
-    output.print(describe_ranks(report), highlight=False)
+    console.output.print(cache_table(report, title=model))
+    console.output.print(describe_ranks(report), highlight=False)
 
 
 @command(
@@ -195,13 +192,13 @@ def export(model: Source, target: Target, revision: Revision = None, overwrite: 
     with written_aside(target, overwrite) as folder:
         stock.save_pretrained(folder)
         save_processor(model, folder, **hub)
-    output.print(f"{target}: a stock Whisper checkpoint with the outputs of {model}.", highlight=False)
+    console.output.print(f"{target}: a stock Whisper checkpoint with the outputs of {model}.", highlight=False)
 
 
 @command("The whole way on a bundled spoken-digits checkpoint: no network.", "whisper-mla demo")
 def demo():
     transformers.utils.logging.disable_progress_bar()
-    rows = run_demo(output)
+    rows = run_demo(console.output)
     if not rows[1].equal_tokens:
         raise RuntimeError("the exact model's tokens differ from stock Whisper's.")
 
@@ -211,6 +208,6 @@ def save_processor(source: str, folder: Path, **hub) -> None:
     try:
         processor = AutoProcessor.from_pretrained(source, **hub)
     except (OSError, ValueError):
-        messages.print(f"Note: {source} has no processor; transcribing needs one.", highlight=False)
+        console.note(f"Note: {source} has no processor; transcribing needs one.")
         return
     processor.save_pretrained(folder)

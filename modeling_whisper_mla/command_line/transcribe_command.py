@@ -8,14 +8,12 @@ from typing import Annotated
 import torch
 import transformers
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from . import console
 from .audio import SAMPLING_RATE, AudioError, read_audio
 from .transcript_files import FORMATS, output_names, render, write_whole
 from .transcription import Transcriber, Transcript, load_for_transcription
-
-output, messages = Console(), Console(stderr=True)
 
 Timestamps = StrEnum("Timestamps", {name: name for name in ("none", "segment", "word")})
 Format = StrEnum("Format", {name: name for name in FORMATS})
@@ -59,12 +57,12 @@ def transcribe(
         (path, name) for path, name in zip(audio, names, strict=True) if not (resume and (output_dir / name).exists())
     ]
     if resume and len(work) < len(audio):
-        messages.print(f"{len(audio) - len(work)} of {len(audio)} already transcribed.", highlight=False)
+        console.note(f"{len(audio) - len(work)} of {len(audio)} already transcribed.")
     if not work:
         return
     loaded, processor = load_for_transcription(model, device, dtype, revision)
     if loaded.config.model_type == "whisper":
-        messages.print(f"Note: {model} is a stock Whisper; its cache is not latent.", highlight=False)
+        console.note(f"Note: {model} is a stock Whisper; its cache is not latent.")
     transcriber = Transcriber(loaded, processor, language, task, str(timestamps), num_beams)
 
     failures = 0
@@ -72,7 +70,7 @@ def transcribe(
     for path, name, result in run_batches(transcriber, work, batch_size):
         if isinstance(result, AudioError):
             failures += 1
-            messages.print(f"[red]Error:[/red] {result}", highlight=False, soft_wrap=True)
+            console.error(str(result))
         elif output_dir:
             write_whole(output_dir / name, render(result, file_format, str(path)))
         elif file_format is Format.json:
@@ -83,9 +81,9 @@ def transcribe(
     if results:
         print("[\n" + ",\n".join(text.rstrip() for text in results) + "\n]" if len(audio) > 1 else results[0].rstrip())
     if output_dir:
-        messages.print(f"{len(work) - failures} transcripts written to {output_dir}", highlight=False)
+        console.note(f"{len(work) - failures} transcripts written to {output_dir}")
     if failures:
-        messages.print(f"{failures} of {len(audio)} files could not be read.", highlight=False)
+        console.note(f"{failures} of {len(audio)} files could not be read.")
         raise typer.Exit(1)
 
 
@@ -95,7 +93,7 @@ def run_batches(
     """Read, transcribe and yield in order, with a progress bar of files on standard error."""
     transformers.utils.logging.disable_progress_bar()
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=messages, transient=True) as progress:
+    with Progress(*columns, console=console.messages, transient=True) as progress:
         bar = progress.add_task("Transcribing", total=len(work))
         finished = 0
         for start in range(0, len(work), batch_size):

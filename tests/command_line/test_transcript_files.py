@@ -1,0 +1,44 @@
+from pathlib import Path
+
+import pytest
+
+from whisper_mla.command_line.transcript_files import output_names, render, write_whole
+from whisper_mla.command_line.transcription import Span, Transcript
+
+TRANSCRIPT = Transcript(
+    "one two, three",
+    "en",
+    [Span(0.0, 1.5, "one two,"), Span(3661.25, 3662.0, "three")],
+)
+
+
+def test_srt_and_vtt_times():
+    assert render(TRANSCRIPT, "srt") == (
+        "1\n00:00:00,000 --> 00:00:01,500\none two,\n\n2\n01:01:01,250 --> 01:01:02,000\nthree\n"
+    )
+    assert "01:01:01.250 --> 01:01:02.000\nthree" in render(TRANSCRIPT, "vtt")
+
+
+def test_words_take_the_place_of_segments():
+    words = Transcript("one", "en", TRANSCRIPT.segments, [Span(0.1, 0.4, "one")])
+    assert render(words, "srt") == "1\n00:00:00,100 --> 00:00:00,400\none\n"
+
+
+def test_text():
+    assert render(TRANSCRIPT, "text") == "one two, three\n"
+
+
+def test_names_are_stems_unless_two_are_the_same():
+    assert output_names([Path("a/x.wav"), Path("b/y.mp3")], "text") == ["x.txt", "y.txt"]
+    assert output_names([Path("a/x.wav"), Path("b/x.mp3")], "srt") == ["x.wav.srt", "x.mp3.srt"]
+    with pytest.raises(ValueError, match=r"two are named x\.wav"):
+        output_names([Path("a/x.wav"), Path("b/x.wav")], "json")
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    write_whole(tmp_path / "a.txt", "häuser\n")
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "häuser\n"
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(tmp_path / "a.txt", "\ud800")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "häuser\n"

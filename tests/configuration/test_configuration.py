@@ -1,0 +1,85 @@
+import copy
+import json
+
+import pytest
+from transformers import WhisperConfig
+
+from whisper_mla import WhisperMLAConfig
+
+
+def test_defaults_are_exact():
+    config = WhisperMLAConfig(d_model=64, decoder_layers=3, encoder_layers=2)
+    assert config.kv_ranks == [64] * 3
+    assert config.cross_kv_ranks == [64] * 3
+    assert config.audio_kv_ranks == [64] * 2
+    assert config.cross_latent_is_encoder_output
+    assert config.cross_latent_width == 64
+
+
+def test_per_layer_ranks():
+    config = WhisperMLAConfig(decoder_layers=3, kv_rank=[8, 16, 24], cross_kv_rank=[4, 5, 6], cross_kv_shared=False)
+    assert config.kv_ranks == [8, 16, 24]
+    assert config.cross_latent_width == 15
+    assert not config.cross_latent_is_encoder_output
+
+
+def test_full_rank_of_cross_attention_is_the_encoder_output():
+    assert WhisperMLAConfig(d_model=64, cross_kv_rank=64).cross_latent_is_encoder_output
+    assert WhisperMLAConfig(d_model=64, cross_kv_rank=64, cross_kv_shared=False).cross_latent_width == 64
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({"kv_rank": 0}, ["kv_rank=0", "1 to d_model (384)"]),
+        ({"kv_rank": 385}, ["kv_rank=385", "1 to d_model (384)"]),
+        ({"kv_rank": "64"}, ["kv_rank='64'", "integer"]),
+        ({"kv_rank": True}, ["kv_rank=True", "integer"]),
+        ({"kv_rank": 1.5}, ["kv_rank=1.5", "integer"]),
+        ({"kv_rank": [64, 64, 64, None]}, ["kv_rank=[64, 64, 64, None]", "integer"]),
+        ({"kv_rank": [64, 64]}, ["kv_rank=[64, 64]", "4 decoder layers"]),
+        ({"audio_kv_rank": [64] * 5}, ["audio_kv_rank", "4 encoder layers"]),
+        ({"cross_kv_rank": -1}, ["cross_kv_rank=-1", "1 to d_model"]),
+        ({"cross_kv_rank": [64] * 4}, ["cross_kv_rank", "cross_kv_shared=False"]),
+        ({"cross_kv_shared": 1}, ["cross_kv_shared=1", "True or False"]),
+        ({"cross_cache": "both"}, ["cross_cache='both'", "'latent'", "'key_value'"]),
+        ({"cross_cache": "key_value", "cross_kv_rank": 64}, ["cross_kv_rank=64", "cross_cache='latent'"]),
+    ],
+)
+def test_invalid_fields_are_named_with_value_and_range(fields, names):
+    with pytest.raises(ValueError) as error:
+        WhisperMLAConfig(**fields)
+    for name in names:
+        assert name in str(error.value)
+
+
+def test_json_round_trip(tmp_path):
+    config = WhisperMLAConfig(kv_rank=[10, 20, 30, 40], cross_kv_rank=7, audio_kv_rank=5)
+    config.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["model_type"] == "whisper_mla"
+    assert saved["kv_rank"] == [10, 20, 30, 40]
+    assert WhisperMLAConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+
+
+def test_fields_survive_the_text_config_and_deepcopy():
+    config = WhisperMLAConfig(kv_rank=[10, 20, 30, 40], cross_kv_rank=7)
+    for other in (config.get_text_config(decoder=True), copy.deepcopy(config)):
+        assert (other.kv_rank, other.cross_kv_rank, other.cross_cache) == ([10, 20, 30, 40], 7, "latent")
+    assert config.decoder_layers == 4
+
+
+def test_from_and_to_whisper_config():
+    stock = WhisperConfig(d_model=64, encoder_attention_heads=4, decoder_attention_heads=4, vocab_size=77)
+    before = stock.to_dict()
+    config = WhisperMLAConfig.from_whisper_config(stock, kv_rank=16)
+    assert (config.kv_rank, config.vocab_size, config.d_model) == (16, 77, 64)
+    assert stock.to_dict() == before
+    back = config.to_whisper_config()
+    assert type(back) is WhisperConfig
+    assert {**back.to_dict(), "architectures": None} == {**before, "architectures": None}
+
+
+def test_from_whisper_config_refuses_a_converted_one():
+    with pytest.raises(ValueError, match="whisper_mla"):
+        WhisperMLAConfig.from_whisper_config(WhisperMLAConfig())
