@@ -39,9 +39,9 @@ def test_an_error_leaves_nothing(tmp_path):
 
 
 def test_full_disk_is_one_clear_error(tmp_path):
-    with pytest.raises(ConversionError, match=r"model: cannot be written .*No space left"):
-        with written_aside(tmp_path / "model"):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    full = pytest.raises(ConversionError, match=r"model: cannot be written .*No space left")
+    with full, written_aside(tmp_path / "model"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert entries(tmp_path) == []
 
 

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -35,7 +37,7 @@ def test_zero_at_full_rank_and_monotone(shape):
         factors = joint_svd(weight, rank)
         errors.append(torch.linalg.norm(weight - factors.up @ factors.down).item())
     assert errors[-1] < 1e-12 * torch.linalg.norm(weight).item() + 1e-13
-    assert all(after <= before + 1e-9 for before, after in zip(errors, errors[1:], strict=False))
+    assert all(after <= before + 1e-9 for before, after in pairwise(errors))
 
 
 @given(shapes, st.data())

@@ -175,7 +175,7 @@ def test_adapters_on_key_and_value_take_effect_and_learn(digits, speech):
 
 
 def test_fold_beams_refuses_rows_that_are_not_a_multiple():
-    with pytest.raises(ValueError, match="5 decoder rows.*2 audios"):
+    with pytest.raises(ValueError, match=r"5 decoder rows.*2 audios"):
         fold_beams(torch.zeros(5, 1, 8), 2)
 
 

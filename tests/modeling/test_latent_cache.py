@@ -1,4 +1,5 @@
 import copy
+import weakref
 
 import pytest
 import torch
@@ -174,21 +175,22 @@ def test_several_returned_sequences_read_one_latent_per_audio(digits, speech, mo
     assert shapes == {(16, 4, 500, 96)}
 
 
-def test_projection_replaces_the_encoder_output(digits, speech):
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_projection_replaces_the_encoder_output(digits, speech, num_beams):
     """While decoding, nothing keeps the full encoder output of a low-rank model alive."""
-    import gc
-
+    encoder_outputs, alive = [], []
     model = WhisperMLAForConditionalGeneration.from_whisper(digits, cross_kv_rank=96)
-    found = []
-
-    def look(*args):
-        full = [t for t in gc.get_objects() if isinstance(t, torch.Tensor) and t.shape == (4, 500, 256)]
-        found.append(len(full))
-
-    hook = model.model.decoder.layer_norm.register_forward_hook(look)
-    model.generate(**speech, max_new_tokens=4)
-    hook.remove()
-    assert len(found) >= 3 and not any(found)
+    hooks = [
+        model.model.encoder.layer_norm.register_forward_hook(
+            lambda *call: encoder_outputs.append(weakref.ref(call[2]))
+        ),
+        model.model.decoder.layer_norm.register_forward_hook(lambda *_: alive.append(encoder_outputs[0]() is not None)),
+    ]
+    model.generate(**speech, max_new_tokens=4, num_beams=num_beams)
+    for hook in hooks:
+        hook.remove()
+    assert len(encoder_outputs) == 1
+    assert len(alive) >= 4 and not any(alive)
 
 
 def test_large_v3_dimensions_without_allocating():
