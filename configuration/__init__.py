@@ -2,5 +2,6 @@
 
 from .cache_size import CacheSize, cache_size
 from .configuration_whisper_mla import WhisperMLAConfig
+from .presets import WHISPER_SIZES, whisper_config
 
-__all__ = ["CacheSize", "WhisperMLAConfig", "cache_size"]
+__all__ = ["WHISPER_SIZES", "CacheSize", "WhisperMLAConfig", "cache_size", "whisper_config"]

@@ -1,0 +1,44 @@
+"""The decode cache of every Whisper size, stock and converted: computed from the dimensions, nothing is run."""
+
+import typer
+from result_files import write_results
+
+from whisper_mla.configuration import WHISPER_SIZES, WhisperMLAConfig, cache_size, whisper_config
+
+
+def main(
+    positions: int = typer.Option(448, help="Text positions."),
+    num_beams: int = typer.Option(1, help="Hypotheses per audio."),
+    name: str = typer.Option("cache_size", help="Name of the result files."),
+):
+    """Compare stock, the paper's variant, exact, and low-rank caches at float16.
+
+    Example: python benchmarks/cache_size.py --num-beams 5 --name cache_size_5_beams
+    """
+    rows, raw = [], {}
+    for size in WHISPER_SIZES:
+        stock = whisper_config(size)
+        quarter, eighth = stock.d_model // 4, stock.d_model // 8
+        variants = {
+            "paper (self-attention only, -87.5 %)": {"kv_rank": quarter, "cross_cache": "key_value"},
+            "exact": {},
+            "kv_rank d/4": {"kv_rank": quarter},
+            "kv_rank and cross_kv_rank d/4": {"kv_rank": quarter, "cross_kv_rank": quarter},
+            "kv_rank d/8, cross_kv_rank d/4": {"kv_rank": eighth, "cross_kv_rank": quarter},
+        }
+        whole = cache_size(stock, positions=positions, num_beams=num_beams)
+        raw[size] = {"stock": {"self": whole.self_attention, "cross": whole.cross_attention}}
+        cells = [f"{whole.total / 1e6:,.1f}"]
+        for variant, ranks in variants.items():
+            config = WhisperMLAConfig.from_whisper_config(stock, **ranks)
+            part = cache_size(config, positions=positions, num_beams=num_beams)
+            raw[size][variant] = {"self": part.self_attention, "cross": part.cross_attention}
+            cells.append(f"{part.total / 1e6:,.1f} ({part.total / whole.total - 1:+.1%})")
+        rows.append([size, *cells])
+    beams = f", {num_beams} beams" if num_beams > 1 else ""
+    note = f"MB per stream, float16, {positions} text positions, 1500 frames{beams}. Computed, not measured."
+    write_results(name, note, ["checkpoint", "stock", *variants], rows, raw)
+
+
+if __name__ == "__main__":
+    typer.run(main)
