@@ -14,7 +14,6 @@ Shapes: B batch, H heads, D head dimension, T queries, S latents, r rank.
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_mask
-from torch.nn.functional import dropout as drop
 from torch.nn.functional import scaled_dot_product_attention
 
 
@@ -59,7 +58,6 @@ def attend(
     attention_mask: Tensor | BlockMask | None,
     is_causal: bool,
     return_weights: bool,
-    dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend to one latent sequence that is key and value of all heads at once.
 
@@ -71,7 +69,6 @@ def attend(
         is_causal: whether queries see no later positions.
         return_weights: compute and return the attention weights (stock Whisper's eager attention does), or run the
             fused kernel, which returns none.
-        dropout: probability of dropping an attention weight.
 
     Returns:
         tuple[Tensor, Tensor | None]: attended latents `[B, H, T, r]`, and the weights `[B, H, T, S]` or None.
@@ -90,7 +87,7 @@ def attend(
     if not return_weights:
         if attention_mask is not None and queries > 1:  # the mask's rows, once for every head
             attention_mask = attention_mask.expand(-1, heads, -1, -1).flatten(1, 2)[:, None]
-        output = scaled_dot_product_attention(rows, latent, latent, attention_mask, dropout_p=dropout, scale=1.0)
+        output = scaled_dot_product_attention(rows, latent, latent, attention_mask, scale=1.0)
         return output.view(batch, heads, queries, rank), None
 
     scores = torch.matmul(rows, latent.transpose(2, 3)).view(batch, heads, queries, -1)
@@ -100,5 +97,5 @@ def attend(
         scores = scores + attention_mask
     precision = torch.promote_types(scores.dtype, torch.float32)
     weights = torch.softmax(scores, dim=-1, dtype=precision).to(query.dtype)
-    output = torch.matmul(drop(weights, p=dropout).view(batch, 1, heads * queries, -1), latent)
+    output = torch.matmul(weights.view(batch, 1, heads * queries, -1), latent)
     return output.view(batch, heads, queries, rank), weights

@@ -22,7 +22,6 @@ WAYS = {
     "static cache, beams": {"cache_implementation": "static", "num_beams": 3},
     "no cache": {"use_cache": False, "max_new_tokens": 12},
     "timestamps": {"return_timestamps": True},
-    "detected language": {"language": None},
     "prompt": {"prompt_ids": PROMPT, "max_new_tokens": 30},
     "fallback": {
         "return_timestamps": True,
@@ -100,6 +99,18 @@ def test_long_form_of_a_low_rank_model(digits, long_speech):
     model = WhisperMLAForConditionalGeneration.from_whisper(digits, kv_rank=64, cross_kv_rank=96)
     way = {**long_speech, "return_timestamps": True}
     assert_same(generate(model, **way), generate(model.to_whisper(), **way))
+
+
+def test_language_detection(converted, speech, fresh):
+    models = [fresh(model) for model in converted]
+    for model in models:
+        model.generation_config.language = None  # whisper-digits is set to English
+    a, b = (generate(model, **speech, return_segments=True) for model in models)
+    assert torch.equal(a["sequences"], b["sequences"])
+    for ours, stock in zip(a["segments"], b["segments"], strict=True):
+        assert torch.equal(ours[0]["result"], stock[0]["result"])  # with the language token
+    ours, stock = (model.detect_language(speech["input_features"]) for model in models)
+    assert torch.equal(ours, stock)
 
 
 @pytest.mark.parametrize("beams", [1, 3])

@@ -1,0 +1,32 @@
+"""Transcribe a folder in batches with a converted model, and show what the cache held.
+
+What it costs: the memory that it prints, and the time of decoding. What comes out: one line per file.
+
+    python examples/transcribe_in_batches.py whisper-small-mla recordings/ --num-beams 5
+"""
+
+from pathlib import Path
+
+import typer
+
+from whisper_mla import LatentCache
+from whisper_mla.command_line.audio import SAMPLING_RATE, read_audio
+from whisper_mla.command_line.transcription import load_for_transcription
+
+
+def main(model: str, folder: Path, num_beams: int = 1, batch_size: int = 8):
+    whisper, processor = load_for_transcription(model)
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".wav", ".flac", ".mp3", ".ogg"))
+    for start in range(0, len(files), batch_size):
+        batch = files[start : start + batch_size]
+        audio = [read_audio(path) for path in batch]
+        features = processor(audio, sampling_rate=SAMPLING_RATE, return_tensors="pt").to(whisper.device, whisper.dtype)
+        cache = LatentCache(whisper.config)  # generate() would make one; ours can be looked at afterwards
+        tokens = whisper.generate(**features, num_beams=num_beams, past_key_values=cache)
+        for path, text in zip(batch, processor.batch_decode(tokens, skip_special_tokens=True), strict=True):
+            print(f"{path.name}:{text}")
+        print(cache)
+
+
+if __name__ == "__main__":
+    typer.run(main)
