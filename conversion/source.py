@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
@@ -28,21 +29,20 @@ def read_config(source: str | os.PathLike | PreTrainedModel, **hub_arguments) ->
         ConversionError: there is no such checkpoint, no readable config.json, or it is not of a stock Whisper.
     """
     if isinstance(source, PreTrainedModel):
-        config, name = source.config, type(source).__name__
+        name, model_type = type(source).__name__, source.config.model_type
     else:
-        fields, name = read_config_fields(source, **hub_arguments), source
-        if fields.get("model_type") == WhisperConfig.model_type:
-            return WhisperConfig.from_dict(fields)
-        config = PreTrainedConfig()
-        config.model_type = fields.get("model_type", "")
-    if config.model_type == WhisperMLAConfig.model_type:
+        fields = read_config_fields(source, **hub_arguments)
+        name, model_type = str(source), fields.get("model_type", "unknown")
+    if model_type == WhisperMLAConfig.model_type:
         raise ConversionError(
             f"{name}: already a Whisper-MLA model. Convert the stock checkpoint, or export this one first "
             "(whisper-mla export, to_whisper())."
         )
-    if config.model_type != WhisperConfig.model_type:
-        raise ConversionError(f"{name}: model type {config.model_type or 'unknown'!r} is not Whisper.")
-    return config
+    if model_type != WhisperConfig.model_type:
+        raise ConversionError(f"{name}: model type {model_type!r} is not Whisper.")
+    return cast(
+        WhisperConfig, source.config if isinstance(source, PreTrainedModel) else WhisperConfig.from_dict(fields)
+    )
 
 
 def read_config_fields(source: str | os.PathLike, **hub_arguments) -> dict:
@@ -69,7 +69,7 @@ def read_config_fields(source: str | os.PathLike, **hub_arguments) -> dict:
     return fields
 
 
-def load_whisper(source: str | os.PathLike | PreTrainedModel, **kwargs) -> WhisperForConditionalGeneration:
+def load_whisper(source: str | os.PathLike | PreTrainedModel, **kwargs) -> PreTrainedModel:
     """A stock Whisper with complete, finite weights.
 
     Args:
@@ -77,7 +77,7 @@ def load_whisper(source: str | os.PathLike | PreTrainedModel, **kwargs) -> Whisp
         kwargs: for `from_pretrained`; `dtype` defaults to that of the checkpoint.
 
     Returns:
-        WhisperForConditionalGeneration: the very object if `source` is a model.
+        A `WhisperForConditionalGeneration`: the very object if `source` is a model.
 
     Raises:
         ConversionError: not a Whisper, already converted, no weights, weights missing, damaged or not finite.
@@ -88,7 +88,7 @@ def load_whisper(source: str | os.PathLike | PreTrainedModel, **kwargs) -> Whisp
             raise ConversionError(f"{sorted(kwargs)}: only for a source that is loaded, not for a model in memory.")
         if not isinstance(source, WhisperForConditionalGeneration):
             raise ConversionError(f"{type(source).__name__}: expected a WhisperForConditionalGeneration.")
-        model = source
+        model: PreTrainedModel = source
     else:
         model = load_checkpoint(WhisperForConditionalGeneration, source, **{"dtype": "auto", **kwargs})
     for name, tensor in model.state_dict().items():

@@ -4,6 +4,7 @@ Each class is the Transformers class of the same name without "MLA", with the at
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ class WhisperMLADecoderLayer(WhisperDecoderLayer):
 
     def __init__(self, config: WhisperMLAConfig, layer_idx: int):
         super().__init__(config, layer_idx)
-        common = {
+        common: dict[str, Any] = {
             "dropout": config.attention_dropout,
             "is_decoder": True,
             "layer_idx": layer_idx,

@@ -2,9 +2,8 @@
 
 import functools
 import json
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal, cast
 
 import torch
 import transformers
@@ -31,9 +30,7 @@ app = typer.Typer(
     help="Whisper with multi-head latent attention: the same tokens from a fraction of the decode cache.\n\n"
     "Start with [bold]whisper-mla demo[/bold], which needs no network.",
 )
-Method = StrEnum("Method", {name: name for name in METHODS})
-Dtype = StrEnum("Dtype", {name: name for name in ("float32", "float16", "bfloat16")})
-CrossCache = StrEnum("CrossCache", {name: name for name in ("latent", "key_value")})
+Dtype = Literal["float32", "float16", "bfloat16"]
 
 
 def main() -> None:
@@ -120,24 +117,27 @@ def convert(
         str | None, typer.Option(help="Rank of encoder self-attention (caches nothing); default: stock.")
     ] = None,
     cross_cache: Annotated[
-        CrossCache, typer.Option(help="Cross-attention on a latent, or with stock keys and values.")
-    ] = CrossCache.latent,
-    method: Annotated[Method, typer.Option(help="How low-rank projections are found.")] = Method.joint_svd,
+        Literal["latent", "key_value"],
+        typer.Option(help="Cross-attention on a latent, or with stock keys and values."),
+    ] = "latent",
+    method: Annotated[
+        str, typer.Option(help=f"How low-rank projections are found: {', '.join(METHODS)}.")
+    ] = "joint_svd",
     dtype: Annotated[Dtype | None, typer.Option(help="Of the weights; default: the checkpoint's.")] = None,
     revision: Revision = None,
     overwrite: Overwrite = False,
 ):
-    latent_fields = {
+    latent_fields: dict[str, Any] = {
         "kv_rank": ranks(kv_rank),
         "cross_kv_rank": ranks(cross_kv_rank),
         "cross_kv_shared": not cross_kv_per_layer,
         "audio_kv_rank": ranks(audio_kv_rank),
-        "cross_cache": str(cross_cache),
+        "cross_cache": cross_cache,
     }
     check_target(target, overwrite)
-    hub = {} if revision is None else {"revision": revision}
+    hub: dict[str, Any] = {} if revision is None else {"revision": revision}
     loading = {} if dtype is None else {"dtype": getattr(torch, dtype)}
-    model = from_whisper(source, method=str(method), **latent_fields, **loading, **hub)
+    model = from_whisper(source, method=method, **latent_fields, **loading, **hub)
     with written_aside(target, overwrite) as folder:
         model.save_pretrained(folder)
         save_processor(source, folder, **hub)
@@ -160,7 +160,7 @@ def inspect(
     positions: Annotated[int | None, typer.Option(help="Text positions; default: the model's maximum.")] = None,
     num_beams: Annotated[int, typer.Option(help="Hypotheses per audio.")] = 1,
     batch_size: Annotated[int, typer.Option(help="Audios decoded at once.")] = 1,
-    dtype: Annotated[Dtype, typer.Option(help="Of the cache.")] = Dtype.float16,
+    dtype: Annotated[Dtype, typer.Option(help="Of the cache.")] = "float16",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     revision: Revision = None,
 ):
@@ -185,10 +185,11 @@ def inspect(
 )
 def export(model: Source, target: Target, revision: Revision = None, overwrite: Overwrite = False):
     check_target(target, overwrite)
-    hub = {} if revision is None else {"revision": revision}
+    hub: dict[str, Any] = {} if revision is None else {"revision": revision}
     if read_config_fields(model, **hub).get("model_type") != WhisperMLAConfig.model_type:
         raise ConversionError(f"{model}: not a Whisper-MLA model, so there is nothing to export.")
-    stock = to_whisper(load_checkpoint(whisper_mla.WhisperMLAForConditionalGeneration, model, dtype="auto", **hub))
+    loaded = load_checkpoint(whisper_mla.WhisperMLAForConditionalGeneration, model, dtype="auto", **hub)
+    stock = to_whisper(cast(whisper_mla.WhisperMLAForConditionalGeneration, loaded))
     with written_aside(target, overwrite) as folder:
         stock.save_pretrained(folder)
         save_processor(model, folder, **hub)

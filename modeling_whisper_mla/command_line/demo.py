@@ -5,6 +5,7 @@ import tempfile
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 import jiwer
 import torch
@@ -20,7 +21,7 @@ from whisper_mla.conversion.checkpoint_folder import written_aside
 from .audio import SAMPLING_RATE, read_audio
 from .cache_table import megabytes
 
-LOW_RANK = {"kv_rank": 64, "cross_kv_rank": 64}
+LOW_RANK: dict[str, Any] = {"kv_rank": 64, "cross_kv_rank": 64}
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ def run_demo(console: Console) -> list[DemoRow]:
         stock = WhisperForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
         expected, texts = transcribe(stock)
         rows = [_row("stock Whisper", stock, references, texts, True)]
-        for name, ranks in (("exact", {}), (_name(LOW_RANK), LOW_RANK)):
+        exact: dict[str, Any] = {}
+        for name, ranks in (("exact", exact), (_name(LOW_RANK), LOW_RANK)):
             target = Path(folder) / name.replace(" ", "-")
             console.print(f"Converting ({name}), saving, loading through the Auto classes, transcribing …")
             with written_aside(target) as aside:

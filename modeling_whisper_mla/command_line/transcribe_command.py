@@ -1,10 +1,10 @@
 """`whisper-mla transcribe`: files in, transcripts out, in batches, with progress."""
 
 from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
+import numpy as np
 import torch
 import transformers
 import typer
@@ -12,13 +12,13 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from . import console
 from .audio import SAMPLING_RATE, AudioError, read_audio
-from .transcript_files import FORMATS, output_names, render, write_whole
+from .transcript_files import output_names, render, write_whole
 from .transcription import Transcriber, Transcript, load_for_transcription
 
-Timestamps = StrEnum("Timestamps", {name: name for name in ("none", "segment", "word")})
-Format = StrEnum("Format", {name: name for name in FORMATS})
-Task = StrEnum("Task", {name: name for name in ("transcribe", "translate")})
-Dtype = StrEnum("Dtype", {name: name for name in ("float32", "float16", "bfloat16")})
+Timestamps = Literal["none", "segment", "word"]
+Format = Literal["text", "json", "srt", "vtt"]
+Task = Literal["transcribe", "translate"]
+Dtype = Literal["float32", "float16", "bfloat16"]
 
 
 def transcribe(
@@ -31,7 +31,7 @@ def transcribe(
     ] = None,
     num_beams: Annotated[int, typer.Option(min=1, help="1 is greedy decoding.")] = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Files decoded at once.")] = 8,
-    file_format: Annotated[Format, typer.Option("--format", help="Of the transcripts.")] = Format.text,
+    file_format: Annotated[Format, typer.Option("--format", help="Of the transcripts.")] = "text",
     output_dir: Annotated[
         Path | None, typer.Option(help="Write one file per audio here instead of printing.", show_default=False)
     ] = None,
@@ -40,10 +40,10 @@ def transcribe(
     dtype: Annotated[Dtype | None, typer.Option(help="Default: float32 on the CPU, else the checkpoint's.")] = None,
     revision: Annotated[str | None, typer.Option(help="Of a Hub checkpoint.", show_default=False)] = None,
 ):
-    needs_times = file_format in (Format.srt, Format.vtt)
+    needs_times = file_format in ("srt", "vtt")
     if timestamps is None:
-        timestamps = Timestamps.segment if needs_times else Timestamps.none
-    if needs_times and timestamps is Timestamps.none:
+        timestamps = "segment" if needs_times else "none"
+    if needs_times and timestamps == "none":
         raise typer.BadParameter(f"--format {file_format} needs --timestamps segment or word.")
     if needs_times and output_dir is None and len(audio) > 1:
         raise typer.BadParameter(f"--format {file_format} with several files needs --output-dir.")
@@ -53,9 +53,9 @@ def transcribe(
     names = output_names(audio, file_format) if output_dir else [""] * len(audio)
     if output_dir:
         output_dir.mkdir(parents=True, exist_ok=True)
-    work = [
-        (path, name) for path, name in zip(audio, names, strict=True) if not (resume and (output_dir / name).exists())
-    ]
+    work = list(zip(audio, names, strict=True))
+    if resume and output_dir:
+        work = [(path, name) for path, name in work if not (output_dir / name).exists()]
     if resume and len(work) < len(audio):
         console.note(f"{len(audio) - len(work)} of {len(audio)} already transcribed.")
     if not work:
@@ -63,7 +63,7 @@ def transcribe(
     loaded, processor = load_for_transcription(model, device, dtype, revision)
     if loaded.config.model_type == "whisper":
         console.note(f"Note: {model} is a stock Whisper; its cache is not latent.")
-    transcriber = Transcriber(loaded, processor, language, task, str(timestamps), num_beams)
+    transcriber = Transcriber(loaded, processor, language, task, timestamps, num_beams)
 
     failures = 0
     results = []
@@ -73,7 +73,7 @@ def transcribe(
             console.error(str(result))
         elif output_dir:
             write_whole(output_dir / name, render(result, file_format, str(path)))
-        elif file_format is Format.json:
+        elif file_format == "json":
             results.append(render(result, file_format, str(path)))
         else:
             heading = f"{path}: " if len(audio) > 1 else ""
@@ -98,7 +98,8 @@ def run_batches(
         finished = 0
         for start in range(0, len(work), batch_size):
             batch = work[start : start + batch_size]
-            audios, results = [], []
+            audios: list[np.ndarray] = []
+            results: list[AudioError | None] = []
             for path, _ in batch:
                 try:
                     audios.append(read_audio(path))

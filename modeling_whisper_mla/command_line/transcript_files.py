@@ -32,8 +32,8 @@ def render(transcript: Transcript, file_format: str, audio: str = "") -> str:
         return json.dumps(content, ensure_ascii=False, indent=2) + "\n"
     subtitles = pysubs2.SSAFile()
     for span in transcript.words or transcript.segments:
-        times = {"start": pysubs2.make_time(s=span.start), "end": pysubs2.make_time(s=span.end)}
-        subtitles.append(pysubs2.SSAEvent(text=span.text, **times))
+        start, end = pysubs2.make_time(s=span.start), pysubs2.make_time(s=span.end)
+        subtitles.append(pysubs2.SSAEvent(start=start, end=end, text=span.text))
     return subtitles.to_string(file_format).rstrip("\n") + "\n"
 
 

@@ -114,7 +114,7 @@ class Transcriber:
         if self.timestamps == "word":
             arguments["return_token_timestamps"] = True
         with torch.inference_mode():
-            output = self.model.generate(
+            output = self.model.generate(  # type: ignore[operator]
                 features.input_features.to(self.model.device, self.model.dtype),
                 attention_mask=features.attention_mask.to(self.model.device),
                 monitor_progress=progress,
@@ -195,9 +195,11 @@ def load_for_transcription(
         raise ConversionError(
             f"{source}: no processor (feature extractor and tokenizer) in this checkpoint."
         ) from error
-    return model.to(where).eval(), processor
+    model.to(where)  # type: ignore[arg-type]
+    return model.eval(), processor
 
 
 def default_device() -> str:
     """The accelerator PyTorch sees, or the CPU."""
-    return torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return "cpu" if accelerator is None else accelerator.type

@@ -55,7 +55,7 @@ def test_wrong_usage_exits_with_two(digits_folder, tmp_path, clips):
     run(code=2)
     run("convert", code=2)
     run("convert", digits_folder, tmp_path / "x", "--kv-rank", "many", code=2)
-    run("convert", digits_folder, tmp_path / "x", "--method", "magic", code=2)
+    run("convert", digits_folder, tmp_path / "x", "--dtype", "int3", code=2)
     run("transcribe", digits_folder, clip, "--num-beams", "0", code=2)
     run("transcribe", digits_folder, clip, "--format", "srt", "--timestamps", "none", code=2)
     run("transcribe", digits_folder, clip, clips["clip01"]["path"], "--format", "vtt", code=2)
@@ -89,6 +89,7 @@ def test_convert_options(digits_folder, tmp_path):
     ("arguments", "expected"),
     [
         (["--kv-rank", "257"], "kv_rank=257: expected None, or an integer from 1 to d_model (256)"),
+        (["--kv-rank", "64", "--method", "magic"], "method='magic': expected one of 'joint_svd'"),
         (["--kv-rank", "64,64"], "one rank for each of the 4 decoder layers"),
         (["--cross-kv-rank", "64", "--cross-cache", "key_value"], "cross_cache='latent'"),
     ],
