@@ -3,6 +3,7 @@
 import copy
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,16 +57,16 @@ def from_whisper(
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r}: expected one of {', '.join(map(repr, METHODS))}.")
-    config = WhisperMLAConfig.from_whisper_config(
-        read_config(source, **kwargs),
-        kv_rank=kv_rank,
-        cross_kv_rank=cross_kv_rank,
-        cross_kv_shared=cross_kv_shared,
-        audio_kv_rank=audio_kv_rank,
-        cross_cache=cross_cache,
-    )
+    latent_fields: dict[str, Any] = {
+        "kv_rank": kv_rank,
+        "cross_kv_rank": cross_kv_rank,
+        "cross_kv_shared": cross_kv_shared,
+        "audio_kv_rank": audio_kv_rank,
+        "cross_cache": cross_cache,
+    }
+    WhisperMLAConfig.from_whisper_config(read_config(source, **kwargs), **latent_fields)  # refuse before loading
     stock = load_whisper(source, **kwargs)
-    config._name_or_path = stock.config._name_or_path
+    config = WhisperMLAConfig.from_whisper_config(stock.config, **latent_fields)
     config.dtype = stock.dtype
     if stock.config._attn_implementation in ("eager", "sdpa", "flex_attention"):
         config._attn_implementation = stock.config._attn_implementation

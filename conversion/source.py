@@ -69,7 +69,7 @@ def read_config_fields(source: str | os.PathLike, **hub_arguments) -> dict:
     return fields
 
 
-def load_whisper(source: str | os.PathLike | PreTrainedModel, **kwargs) -> PreTrainedModel:
+def load_whisper(source: str | os.PathLike | PreTrainedModel, **kwargs) -> WhisperForConditionalGeneration:
     """A stock Whisper with complete, finite weights.
 
     Args:
@@ -77,7 +77,7 @@ def load_whisper(source: str | os.PathLike | PreTrainedModel, **kwargs) -> PreTr
         kwargs: for `from_pretrained`; `dtype` defaults to that of the checkpoint.
 
     Returns:
-        A `WhisperForConditionalGeneration`: the very object if `source` is a model.
+        WhisperForConditionalGeneration: the very object if `source` is a model.
 
     Raises:
         ConversionError: not a Whisper, already converted, no weights, weights missing, damaged or not finite.
@@ -90,11 +90,15 @@ def load_whisper(source: str | os.PathLike | PreTrainedModel, **kwargs) -> PreTr
             raise ConversionError(f"{type(source).__name__}: expected a WhisperForConditionalGeneration.")
         model: PreTrainedModel = source
     else:
-        model = load_checkpoint(WhisperForConditionalGeneration, source, **{"dtype": "auto", **kwargs})
+        model = load_checkpoint(
+            WhisperForConditionalGeneration,
+            source,
+            **{**({} if "torch_dtype" in kwargs else {"dtype": "auto"}), **kwargs},
+        )
     for name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise ConversionError(f"{_describe(source)}: tensor {name} holds NaN or infinite values.")
-    return model
+    return cast(WhisperForConditionalGeneration, model)
 
 
 def load_checkpoint(model_class, source: str | os.PathLike, **kwargs) -> PreTrainedModel:
@@ -109,9 +113,9 @@ def load_checkpoint(model_class, source: str | os.PathLike, **kwargs) -> PreTrai
         ConversionError: no weights, or tensors that are missing, damaged or of a wrong shape.
     """
     try:
-        model, info = model_class.from_pretrained(
-            source, **kwargs, ignore_mismatched_sizes=True, output_loading_info=True
-        )
+        # What does not fit is reported to us rather than raised, so that the error can name the tensor.
+        reporting = {"ignore_mismatched_sizes": True, "output_loading_info": True}
+        model, info = model_class.from_pretrained(source, **{**kwargs, **reporting})
     except SafetensorError as error:
         raise ConversionError(
             f"{source}: damaged safetensors file ({error}). Download or copy the checkpoint again."

@@ -72,6 +72,13 @@ def test_dtype_generation_config_and_mode_are_kept(digits_folder, digits):
     assert model.generation_config is not digits.generation_config
     assert not model.training
     assert from_whisper(digits_folder, dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert from_whisper(digits_folder, torch_dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_arguments_of_from_pretrained_reach_the_source(digits_folder):
+    model = from_whisper(digits_folder, dropout=0.3, attn_implementation="eager", ignore_mismatched_sizes=True)
+    assert model.config.dropout == model.model.decoder.layers[0].dropout == 0.3
+    assert model.config._attn_implementation == "eager"
 
 
 def test_sharded_source(tmp_path):
