@@ -1,5 +1,7 @@
 """Write a checkpoint folder whole or not at all."""
 
+import glob
+import json
 import os
 import shutil
 import tempfile
@@ -11,24 +13,37 @@ from safetensors import SafetensorError
 
 from .errors import ConversionError
 
+# What a checkpoint folder may hold; a folder with anything else is not ours to replace.
+_CHECKPOINT_SUFFIXES = {".json", ".safetensors", ".bin", ".py", ".md", ".html", ".png", ".jinja"}
+_CHECKPOINT_NAMES = {"merges.txt", "vocab.txt", ".gitattributes"}
 
-def check_target(target: str | os.PathLike, overwrite: bool = False) -> None:
+
+def check_target(target: str | os.PathLike, overwrite: bool = False, source: str | os.PathLike | None = None) -> None:
     """Raise before any work starts if `target` cannot become a checkpoint folder.
 
     Args:
         target: the folder to write.
         overwrite: accept a folder that already holds a checkpoint. A folder that holds anything else is never replaced.
+        source: what is read; a folder is not written over itself.
 
     Raises:
-        ConversionError: `target` is a file, or is not empty and must not be replaced.
+        ConversionError: `target` is a file or the source, or is not empty and must not be replaced.
     """
+    if source is not None and Path(source).is_dir() and Path(source).resolve() == Path(target).resolve():
+        raise ConversionError(f"{target}: is the source itself, which is never written over. Choose another target.")
     target = Path(target)
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise ConversionError(f"{target}: exists and is not a folder. Choose another target.")
     if not target.exists() or not any(target.iterdir()):
         return
-    if not (target / "config.json").is_file():
-        raise ConversionError(f"{target}: is not empty and holds no checkpoint. Choose another target.")
+    others = sorted(
+        entry.name
+        for entry in target.iterdir()
+        if entry.is_dir() or (entry.suffix not in _CHECKPOINT_SUFFIXES and entry.name not in _CHECKPOINT_NAMES)
+    )
+    if others or not _holds_a_model(target):
+        which = f" but {others[0]}" if others else ""
+        raise ConversionError(f"{target}: is not empty and holds no checkpoint{which}. Choose another target.")
     if not overwrite:
         raise ConversionError(
             f"{target}: exists and is not empty. Choose another target, or replace it with --overwrite."
@@ -53,14 +68,14 @@ def written_aside(target: str | os.PathLike, overwrite: bool = False) -> Iterato
         ConversionError: see `check_target`; or the disk is full or not writable.
     """
     check_target(target, overwrite)
-    target = Path(target).absolute()
+    target = Path(os.path.abspath(target))
     aside: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(target)
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-{os.getpid()}-", dir=target.parent))
         yield aside
-        aside.chmod(0o777 & ~_umask())
+        aside.chmod(0o777 & ~current_umask())
         _replace(aside, target)
     except (OSError, SafetensorError) as error:
         raise ConversionError(f"{target}: cannot be written ({error}). Nothing was left under that name.") from error
@@ -86,7 +101,7 @@ def _replace(new: Path, target: Path) -> None:
 def _remove_leftovers(target: Path) -> None:
     """Remove what runs for the same target left behind that no longer live."""
     for kind in ("partial", "replaced"):
-        for leftover in target.parent.glob(f".{target.name}.{kind}-*-*"):
+        for leftover in target.parent.glob(f".{glob.escape(target.name)}.{kind}-*-*"):
             process = leftover.name.removeprefix(f".{target.name}.{kind}-").split("-")[0]
             if process.isdigit() and not _is_alive(int(process)):
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -102,7 +117,15 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def _umask() -> int:
+def _holds_a_model(folder: Path) -> bool:
+    try:
+        return "model_type" in json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def current_umask() -> int:
+    """The permission bits that this process takes away from new files."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -80,7 +80,8 @@ def load_whisper(source: str | os.PathLike | PreTrainedModel, **kwargs) -> Whisp
         WhisperForConditionalGeneration: the very object if `source` is a model.
 
     Raises:
-        ConversionError: not a Whisper, already converted, no weights, weights missing, damaged or not finite.
+        ConversionError: not a Whisper, already converted, no weights, weights missing, damaged or not finite,
+            or spread over several devices.
     """
     read_config(source, **kwargs)
     if isinstance(source, PreTrainedModel):
@@ -94,6 +95,12 @@ def load_whisper(source: str | os.PathLike | PreTrainedModel, **kwargs) -> Whisp
             WhisperForConditionalGeneration,
             source,
             **{**({} if "torch_dtype" in kwargs else {"dtype": "auto"}), **kwargs},
+        )
+    devices = sorted({str(parameter.device) for parameter in model.parameters()})
+    if len(devices) > 1 or "meta" in devices:
+        raise ConversionError(
+            f"{_describe(source)}: the weights are spread over {', '.join(devices)}. Convert on one device (without a "
+            "device_map that splits or offloads), and spread the converted checkpoint when loading it."
         )
     for name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():

@@ -24,7 +24,7 @@ def to_whisper(model: WhisperMLAForConditionalGeneration) -> WhisperForCondition
         WhisperForConditionalGeneration: in evaluation mode, with the model's dtype, device and generation config.
 
     Raises:
-        ConversionError: a key or value projection is not a plain `nn.Linear` (an adapter, a quantised or offloaded
+        ConversionError: a projection of an attention is not a plain `nn.Linear` (an adapter, a quantised or offloaded
             module).
     """
     decoder = model.model.decoder
@@ -35,14 +35,20 @@ def to_whisper(model: WhisperMLAForConditionalGeneration) -> WhisperForCondition
         attentions[f"model.decoder.layers.{i}.self_attn"] = layer.self_attn
         attentions[f"model.decoder.layers.{i}.encoder_attn"] = layer.encoder_attn
 
+    shared_down = {"model.decoder.cross_kv_down_proj": decoder.cross_kv_down_proj}
+    kinds = ("q_proj", "k_proj", "v_proj", "out_proj", "kv_down_proj")
+    projections = {
+        f"{name}.{kind}": getattr(module, kind, None) for name, module in attentions.items() for kind in kinds
+    }
+    for name, projection in {**projections, **shared_down}.items():
+        if projection is not None and not is_plain_linear(projection):
+            raise ConversionError(
+                f"{name} is a {type(projection).__name__}, not a plain nn.Linear on a device: merge adapters "
+                "(merge_and_unload), remove hooks, dequantise, or load the model without offloading first."
+            )
+
     weights: dict[str, Tensor] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for name, attention in attentions.items():
-        for kind in ("k_proj", "v_proj"):
-            if not is_plain_linear(getattr(attention, kind)):
-                raise ConversionError(
-                    f"{name}.{kind} is a {type(getattr(attention, kind)).__name__}, not a plain nn.Linear on a device: "
-                    "merge adapters (merge_and_unload), dequantise, or load the model without offloading first."
-                )
         down = getattr(attention, "kv_down_proj", None)
         if down is None and name.endswith("encoder_attn"):
             down = decoder.cross_kv_down_proj

@@ -95,7 +95,6 @@ def attend(
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     elif attention_mask is not None:
         scores = scores + attention_mask
-    precision = torch.promote_types(scores.dtype, torch.float32)
-    weights = torch.softmax(scores, dim=-1, dtype=precision).to(query.dtype)
+    weights = torch.softmax(scores, dim=-1)
     output = torch.matmul(weights.view(batch, 1, heads * queries, -1), latent)
     return output.view(batch, heads, queries, rank), weights

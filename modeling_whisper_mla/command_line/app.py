@@ -134,7 +134,7 @@ def convert(
         "audio_kv_rank": ranks(audio_kv_rank),
         "cross_cache": cross_cache,
     }
-    check_target(target, overwrite)
+    check_target(target, overwrite, source)
     hub: dict[str, Any] = {} if revision is None else {"revision": revision}
     loading = {} if dtype is None else {"dtype": getattr(torch, dtype)}
     model = from_whisper(source, method=method, **latent_fields, **loading, **hub)
@@ -157,9 +157,9 @@ app.command(
 @command("Show the decode cache of a model by part, beside stock Whisper's.", "whisper-mla inspect whisper-small-mla")
 def inspect(
     model: Annotated[str, typer.Argument(help="A checkpoint: a folder or a Hub id.", show_default=False)],
-    positions: Annotated[int | None, typer.Option(help="Text positions; default: the model's maximum.")] = None,
-    num_beams: Annotated[int, typer.Option(help="Hypotheses per audio.")] = 1,
-    batch_size: Annotated[int, typer.Option(help="Audios decoded at once.")] = 1,
+    positions: Annotated[int | None, typer.Option(min=1, help="Text positions; default: the model's maximum.")] = None,
+    num_beams: Annotated[int, typer.Option(min=1, help="Hypotheses per audio.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Audios decoded at once.")] = 1,
     dtype: Annotated[Dtype, typer.Option(help="Of the cache.")] = "float16",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     revision: Revision = None,
@@ -184,7 +184,7 @@ def inspect(
     "whisper-mla export whisper-small-mla whisper-small-exported",
 )
 def export(model: Source, target: Target, revision: Revision = None, overwrite: Overwrite = False):
-    check_target(target, overwrite)
+    check_target(target, overwrite, model)
     hub: dict[str, Any] = {} if revision is None else {"revision": revision}
     if read_config_fields(model, **hub).get("model_type") != WhisperMLAConfig.model_type:
         raise ConversionError(f"{model}: not a Whisper-MLA model, so there is nothing to export.")

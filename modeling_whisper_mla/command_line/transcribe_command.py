@@ -52,6 +52,8 @@ def transcribe(
 
     names = output_names(audio, file_format) if output_dir else [""] * len(audio)
     if output_dir:
+        if output_dir.exists() and not output_dir.is_dir():
+            raise ValueError(f"--output-dir {output_dir}: exists and is not a folder.")
         output_dir.mkdir(parents=True, exist_ok=True)
     work = list(zip(audio, names, strict=True))
     if resume and output_dir:
@@ -93,7 +95,7 @@ def run_batches(
     """Read, transcribe and yield in order, with a progress bar of files on standard error."""
     transformers.utils.logging.disable_progress_bar()
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console.messages, transient=True) as progress:
+    with Progress(*columns, console=console.messages, transient=True, redirect_stdout=False) as progress:
         bar = progress.add_task("Transcribing", total=len(work))
         finished = 0
         for start in range(0, len(work), batch_size):

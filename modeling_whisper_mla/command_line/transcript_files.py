@@ -1,13 +1,14 @@
 """Transcripts as text, JSON and subtitles."""
 
 import dataclasses
+import html
 import json
 import os
 import tempfile
 from collections import Counter
 from pathlib import Path
 
-import pysubs2
+from whisper_mla.conversion.checkpoint_folder import current_umask
 
 from .transcription import Transcript
 
@@ -18,23 +19,35 @@ def render(transcript: Transcript, file_format: str, audio: str = "") -> str:
     """One transcript as the content of a file.
 
     Args:
-        transcript: with segments for "srt" and "vtt"; words take their place where there are any.
+        transcript: with segments for "srt" and "vtt"; words take their place where there are any. "text" is the
+            transcript, or one line for each segment or word where there are times.
         file_format: a key of `FORMATS`.
         audio: name of the audio file, for "json".
 
     Returns:
         str: ending in a newline.
     """
-    if file_format == "text":
-        return transcript.text + "\n"
+    spans = transcript.words or transcript.segments
     if file_format == "json":
         content = {"audio": audio, **dataclasses.asdict(transcript)}
         return json.dumps(content, ensure_ascii=False, indent=2) + "\n"
-    subtitles = pysubs2.SSAFile()
-    for span in transcript.words or transcript.segments:
-        start, end = pysubs2.make_time(s=span.start), pysubs2.make_time(s=span.end)
-        subtitles.append(pysubs2.SSAEvent(start=start, end=end, text=span.text))
-    return subtitles.to_string(file_format).rstrip("\n") + "\n"
+    if file_format == "text":
+        lines = [f"[{clock(span.start)} --> {clock(span.end)}] {span.text}" for span in spans]
+        return "\n".join(lines or [transcript.text]) + "\n"
+    mark = "," if file_format == "srt" else "."
+    cues = [
+        f"{number}\n{clock(span.start, mark)} --> {clock(span.end, mark)}\n"
+        + (span.text if file_format == "srt" else html.escape(span.text, quote=False))
+        for number, span in enumerate(spans, start=1)
+    ]
+    return "\n\n".join(cues if file_format == "srt" else ["WEBVTT", *cues]) + "\n"
+
+
+def clock(seconds: float, mark: str = ".") -> str:
+    """Seconds as hours:minutes:seconds with milliseconds after `mark`, as subtitles write them."""
+    milliseconds = round(seconds * 1000)
+    minutes, hours = milliseconds // 60_000, milliseconds // 3_600_000
+    return f"{hours:02}:{minutes % 60:02}:{milliseconds // 1000 % 60:02}{mark}{milliseconds % 1000:03}"
 
 
 def output_names(audios: list[Path], file_format: str) -> list[str]:
@@ -57,7 +70,7 @@ def write_whole(path: Path, content: str) -> None:
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(content)
-        os.chmod(aside, 0o644)
+        os.chmod(aside, 0o666 & ~current_umask())
         os.replace(aside, path)
     except BaseException:
         Path(aside).unlink(missing_ok=True)

@@ -92,15 +92,23 @@ class Transcriber:
         """Transcribe a batch.
 
         Args:
-            audios: float32 arrays `[samples]` at 16 kHz, of any length. One that is longer than the model's window
-                (30 s) makes the whole batch run window by window.
+            audios: float32 arrays `[samples]` at 16 kHz, of any length. Those longer than the model's window
+                (30 s) are decoded together, window by window, the others together.
             progress: called with a tensor `[audios, 2]` of frames done and in all before each window.
 
         Returns:
             list[Transcript]: in the order of `audios`.
         """
         extractor = self.processor.feature_extractor
-        is_long = max(len(audio) for audio in audios) > extractor.n_samples
+        is_long = len(audios[0]) > extractor.n_samples
+        same = [(len(audio) > extractor.n_samples) == is_long for audio in audios]
+        if not all(same):
+            # Apart, so that what a file's transcript is does not depend on its neighbours.
+            groups = [
+                [audio for audio, here in zip(audios, same, strict=True) if here is kind] for kind in (True, False)
+            ]
+            results = {kind: iter(self(group, progress)) for kind, group in zip((True, False), groups, strict=True)}
+            return [next(results[here]) for here in same]
         features = extractor(
             audios,
             sampling_rate=SAMPLING_RATE,

@@ -1,7 +1,13 @@
 """The commands as a user runs them: what they print, what they leave on disk, how they exit."""
 
 import json
+import os
+import pty
 import re
+import shutil
+import subprocess
+import sys
+import threading
 
 import pytest
 import soundfile
@@ -108,6 +114,14 @@ def test_convert_refuses_bad_sources(digits_folder, converted, tmp_path):
     assert not target.exists()
 
 
+def test_the_source_is_never_written_over(digits_folder, converted, tmp_path):
+    copied = tmp_path / "source"
+    shutil.copytree(digits_folder, copied)
+    assert "is the source itself" in error_line("convert", copied, tmp_path / "x" / ".." / "source", "--overwrite")
+    assert AutoConfig.from_pretrained(copied).model_type == "whisper"
+    assert "is the source itself" in error_line("export", converted, converted, "--overwrite")
+
+
 def test_convert_without_a_processor_says_so(digits, tmp_path):
     digits.save_pretrained(tmp_path / "bare")
     assert "no processor" in run("convert", tmp_path / "bare", tmp_path / "model").stderr
@@ -136,7 +150,8 @@ def test_inspect(converted, digits_folder, monkeypatch):
     assert report["cache"]["cross_attention"]["stock"] == 5 * 500 * 2 * 256 * 4 * 2
     assert "A stock Whisper" in run("inspect", digits_folder).stdout
     assert "no such folder" in error_line("inspect", "/no/such/folder")
-    assert "num_beams=0" in error_line("inspect", converted, "--num-beams", "0")
+    run("inspect", converted, "--num-beams", "0", code=2)
+    run("inspect", converted, "--positions", "0", code=2)
 
 
 def test_export_is_a_stock_checkpoint(converted, clips, tmp_path):
@@ -161,6 +176,31 @@ def test_transcribe_prints_text_in_order(converted, clips):
 
 def test_transcribe_one_file_prints_only_text(converted, clips):
     assert run("transcribe", converted, clips["clip00"]["path"]).stdout == clips["clip00"]["text"] + "\n"
+
+
+def test_redirected_output_of_a_terminal_session_is_written(converted, clips, tmp_path):
+    """With a live progress bar on a terminal and standard output in a file."""
+    terminal, ours = pty.openpty()
+    program = [sys.executable, "-c", "from whisper_mla.command_line.app import main; main()"]
+    with open(tmp_path / "out.txt", "w") as out:
+        command = [*program, "transcribe", str(converted), str(clips["clip00"]["path"])]
+        process = subprocess.Popen(command, stdout=out, stderr=ours, stdin=ours)
+        os.close(ours)
+        reader = threading.Thread(target=drain, args=(terminal,))
+        reader.start()
+        assert process.wait() == 0
+        reader.join()
+    assert (tmp_path / "out.txt").read_text() == clips["clip00"]["text"] + "\n"
+
+
+def drain(terminal: int) -> None:
+    """Read what a process writes to its terminal until it closes it."""
+    try:
+        while os.read(terminal, 1024):
+            pass
+    except OSError:
+        pass
+    os.close(terminal)
 
 
 def test_transcribe_json_with_words(converted, clips):

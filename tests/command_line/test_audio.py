@@ -40,7 +40,7 @@ def test_not_finite(tmp_path):
 
 
 def test_a_folder_is_no_audio(tmp_path):
-    with pytest.raises(AudioError, match="no such file"):
+    with pytest.raises(AudioError, match="is a folder"):
         read_audio(tmp_path)
 
 

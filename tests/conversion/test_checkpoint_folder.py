@@ -1,8 +1,10 @@
 import errno
+import json
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,9 +16,13 @@ def entries(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def write(target, content="{}", **kwargs):
+def write(target, version="new", **kwargs):
     with written_aside(target, **kwargs) as folder:
-        (folder / "config.json").write_text(content)
+        (folder / "config.json").write_text(f'{{"model_type": "{version}"}}')
+
+
+def version_of(target):
+    return json.loads((target / "config.json").read_text())["model_type"]
 
 
 def test_appears_whole_with_usual_permissions(tmp_path):
@@ -50,9 +56,9 @@ def test_existing_checkpoint_is_replaced_only_on_request(tmp_path):
     write(target, "old")
     with pytest.raises(ConversionError, match="--overwrite"):
         write(target, "new")
-    assert (target / "config.json").read_text() == "old"
+    assert version_of(target) == "old"
     write(target, "new", overwrite=True)
-    assert (target / "config.json").read_text() == "new"
+    assert version_of(target) == "new"
     assert entries(tmp_path) == ["model"]
 
 
@@ -61,12 +67,20 @@ def test_an_error_while_overwriting_keeps_the_old_one(tmp_path):
     write(target, "old")
     with pytest.raises(KeyboardInterrupt), written_aside(target, overwrite=True):
         raise KeyboardInterrupt
-    assert (target / "config.json").read_text() == "old"
+    assert version_of(target) == "old"
     assert entries(tmp_path) == ["model"]
 
 
 def test_a_folder_that_is_no_checkpoint_is_never_replaced(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConversionError, match="holds no checkpoint"):
+        check_target(tmp_path, overwrite=True)
+    (tmp_path / "config.json").write_text('{"model_type": "whisper"}')
+    with pytest.raises(ConversionError, match=r"but thesis\.txt"):
+        check_target(tmp_path, overwrite=True)
+    (tmp_path / "thesis.txt").unlink()
+    check_target(tmp_path, overwrite=True)
+    (tmp_path / "config.json").write_text('{"name": "an app"}')
     with pytest.raises(ConversionError, match="holds no checkpoint"):
         check_target(tmp_path, overwrite=True)
 
@@ -84,6 +98,30 @@ def test_an_empty_folder_is_a_target(tmp_path):
     target.mkdir()
     write(target)
     assert entries(target) == ["config.json"]
+
+
+def test_a_failed_replacement_restores_the_old_one(tmp_path, monkeypatch):
+    target = tmp_path / "model"
+    write(target, "old")
+    rename = Path.rename
+
+    def fail_for_the_new_one(self, to):
+        if ".partial-" in self.name:
+            raise OSError(errno.EIO, "broken disk")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", fail_for_the_new_one)
+    with pytest.raises(ConversionError, match="broken disk"):
+        write(target, "new", overwrite=True)
+    assert version_of(target) == "old"
+    assert entries(tmp_path) == ["model"]
+
+
+def test_the_folder_of_a_run_that_lives_is_left_alone(tmp_path):
+    other = tmp_path / f".model.partial-{os.getppid()}-abc"
+    other.mkdir()
+    write(tmp_path / "model")
+    assert entries(tmp_path) == [other.name, "model"]
 
 
 KILLED = """

@@ -104,11 +104,37 @@ def test_export_saves_a_checkpoint_that_stock_classes_load(digits, speech, tmp_p
     assert torch.equal(loaded.generate(**speech), model.generate(**speech))
 
 
-def test_export_refuses_wrapped_projections(digits):
-    model = from_whisper(digits, kv_rank=64)
-    model.model.decoder.layers[1].self_attn.v_proj.register_forward_hook(lambda *a: None)
-    with pytest.raises(ConversionError, match=r"layers\.1\.self_attn\.v_proj.*merge"):
+def test_export_multiplies_in_float64(digits_folder):
+    model = from_whisper(digits_folder, kv_rank=64)
+    ours = model.model.decoder.layers[0].self_attn
+    exported = model.to_whisper().model.decoder.layers[0].self_attn.k_proj.weight
+    product = ours.k_proj.weight.double() @ ours.kv_down_proj.weight.double()
+    assert exported.dtype == torch.float16
+    assert torch.equal(exported, product.half())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "layers.1.self_attn.v_proj",
+        "layers.1.self_attn.kv_down_proj",
+        "layers.0.encoder_attn.q_proj",
+        "cross_kv_down_proj",
+    ],
+)
+def test_export_refuses_wrapped_projections(digits, name):
+    model = from_whisper(digits, kv_rank=64, cross_kv_rank=96)
+    model.model.decoder.get_submodule(name).register_forward_hook(lambda *a: None)
+    with pytest.raises(ConversionError, match=f"model.decoder.{name} is a Linear.*merge"):
         model.to_whisper()
+
+
+def test_a_source_spread_over_devices(digits_folder, tmp_path):
+    parts = ("embed_tokens", "embed_positions", "layers.0", "layers.1", "layers.2", "layers.3", "layer_norm")
+    device_map = {f"model.decoder.{part}": "disk" if part == "layers.2" else "cpu" for part in parts}
+    device_map.update({"model.encoder": "cpu", "proj_out": "cpu"})
+    message = refusal(digits_folder, device_map=device_map, offload_folder=tmp_path)
+    assert "spread over cpu, meta" in message
 
 
 def test_convert_weights_is_pure(digits):

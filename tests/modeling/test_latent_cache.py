@@ -139,17 +139,19 @@ def test_like_takes_the_kind_of_a_stock_cache(config, cross_cache):
 def test_generate_holds_exactly_the_computed_bytes(digits, speech, monkeypatch, ranks, num_beams):
     """Every tensor reachable from the cache, and what cross-attention reads, once per audio."""
     model = WhisperMLAForConditionalGeneration.from_whisper(digits, **ranks)
-    cross_inputs = {}
+    cross_inputs, caches = {}, []
     original = model.model.decoder.forward
 
     def spy(*args, encoder_hidden_states=None, **kwargs):
         cross_inputs.clear()
+        caches[:] = [kwargs["past_key_values"]]
         cross_inputs[encoder_hidden_states.untyped_storage().data_ptr()] = encoder_hidden_states
         return original(*args, encoder_hidden_states=encoder_hidden_states, **kwargs)
 
     monkeypatch.setattr(model.model.decoder, "forward", spy)
-    cache = LatentCache(model.config)
-    model.generate(**speech, num_beams=num_beams, past_key_values=cache)
+    model.generate(**speech, num_beams=num_beams)
+    cache = caches[0]
+    assert type(cache) is LatentCache
     held = reachable_bytes(cache)
     assert held == cache.nbytes
     if model.config.cross_cache == "latent":
