@@ -78,7 +78,7 @@ def written_aside(target: str | os.PathLike, overwrite: bool = False) -> Iterato
         aside.chmod(0o777 & ~current_umask())
         _replace(aside, target)
     except (OSError, SafetensorError) as error:
-        raise ConversionError(f"{target}: cannot be written ({error}). Nothing was left under that name.") from error
+        raise ConversionError(f"{target}: cannot be written ({error}). Nothing half-written was left there.") from error
     finally:
         if aside is not None:
             shutil.rmtree(aside, ignore_errors=True)
@@ -103,7 +103,9 @@ def _remove_leftovers(target: Path) -> None:
     for kind in ("partial", "replaced"):
         for leftover in target.parent.glob(f".{glob.escape(target.name)}.{kind}-*-*"):
             process = leftover.name.removeprefix(f".{target.name}.{kind}-").split("-")[0]
-            if process.isdigit() and not _is_alive(int(process)):
+            # Killed between two renames, a run leaves the old checkpoint under the second name only: keep it.
+            is_only_copy = kind == "replaced" and not target.exists()
+            if process.isdigit() and not _is_alive(int(process)) and not is_only_copy:
                 shutil.rmtree(leftover, ignore_errors=True)
 
 

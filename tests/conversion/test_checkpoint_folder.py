@@ -117,6 +117,17 @@ def test_a_failed_replacement_restores_the_old_one(tmp_path, monkeypatch):
     assert entries(tmp_path) == ["model"]
 
 
+def test_the_only_copy_of_an_old_checkpoint_is_kept(tmp_path):
+    """A run that was killed between moving the old folder away and the new one in."""
+    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    old = tmp_path / f".model.replaced-{int(done.stdout)}-"
+    old.mkdir()
+    write(tmp_path / "model")
+    assert entries(tmp_path) == [old.name, "model"]
+    write(tmp_path / "model", overwrite=True)
+    assert entries(tmp_path) == ["model"]
+
+
 def test_the_folder_of_a_run_that_lives_is_left_alone(tmp_path):
     other = tmp_path / f".model.partial-{os.getppid()}-abc"
     other.mkdir()
