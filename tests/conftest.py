@@ -19,7 +19,7 @@ from whisper_mla import WhisperMLAForConditionalGeneration
 
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 ASSETS = Path(str(files("whisper_mla") / "assets"))
 
