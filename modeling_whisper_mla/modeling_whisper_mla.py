@@ -3,6 +3,7 @@
 Each class is the Transformers class of the same name without "MLA", with the attention modules and the cache replaced.
 """
 
+import importlib
 import math
 from typing import Any
 
@@ -26,6 +27,7 @@ from .configuration.configuration_whisper_mla import WhisperMLAConfig
 from .generation_whisper_mla import CrossLatentOutput, LatentCacheMixin, WhisperMLAGenerationMixin
 from .latent_attention import WhisperMLAAttention
 from .latent_cache import LatentCache
+from .saved_folder import SavedFolderMixin
 
 
 class WhisperMLAEncoderLayer(WhisperEncoderLayer):
@@ -72,7 +74,7 @@ class WhisperMLADecoderLayer(WhisperDecoderLayer):
             )
 
 
-class WhisperMLAPreTrainedModel(WhisperPreTrainedModel):
+class WhisperMLAPreTrainedModel(SavedFolderMixin, WhisperPreTrainedModel):
     """Base of all Whisper-MLA models: configuration, capabilities, saving and loading."""
 
     config: WhisperMLAConfig
@@ -285,15 +287,11 @@ class WhisperMLAForConditionalGeneration(
     @classmethod
     def from_whisper(cls, source, *, method: str = "joint_svd", **kwargs) -> "WhisperMLAForConditionalGeneration":
         """Convert a stock Whisper checkpoint; see [`whisper_mla.conversion.from_whisper`] for all arguments."""
-        from .conversion.from_whisper import from_whisper
-
-        return from_whisper(source, method=method, model_class=cls, **kwargs)
+        return import_conversion("from_whisper").from_whisper(source, method=method, model_class=cls, **kwargs)
 
     def to_whisper(self) -> WhisperForConditionalGeneration:
         """The stock model with the same outputs; see [`whisper_mla.conversion.to_whisper`]."""
-        from .conversion.to_whisper import to_whisper
-
-        return to_whisper(self)
+        return import_conversion("to_whisper").to_whisper(self)
 
 
 class _WhisperMLADecoderWrapper(WhisperMLAPreTrainedModel, WhisperDecoderWrapper):
@@ -315,6 +313,14 @@ class WhisperMLAForCausalLM(LatentCacheMixin, WhisperMLAPreTrainedModel, Whisper
         self.model = _WhisperMLADecoderWrapper(config)
         self.proj_out = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+
+def import_conversion(module: str):
+    """A module of the package's converter, which does not ride along in checkpoints."""
+    try:
+        return importlib.import_module(f"whisper_mla.conversion.{module}")
+    except ModuleNotFoundError as error:
+        raise ImportError("Converting needs the package: pip install whisper-mla") from error
 
 
 __all__ = [

@@ -1,8 +1,7 @@
 """The speech recognition pipeline, taught that a Whisper-MLA model is a Whisper."""
 
 from transformers import AutomaticSpeechRecognitionPipeline
-
-from .configuration.configuration_whisper_mla import WhisperMLAConfig
+from transformers.pipelines import PIPELINE_REGISTRY
 
 
 class WhisperMLAASRPipeline(AutomaticSpeechRecognitionPipeline):
@@ -13,7 +12,7 @@ class WhisperMLAASRPipeline(AutomaticSpeechRecognitionPipeline):
     """
 
     def __init__(self, model, *args, **kwargs):
-        self._is_whisper_mla = model.config.model_type == WhisperMLAConfig.model_type
+        self._is_whisper_mla = model.config.model_type == "whisper_mla"
         super().__init__(model, *args, **kwargs)
 
     @property
@@ -24,3 +23,9 @@ class WhisperMLAASRPipeline(AutomaticSpeechRecognitionPipeline):
     @type.setter
     def type(self, value: str):
         self._stock_type = value
+
+
+def register_pipeline() -> None:
+    """Make `pipeline("automatic-speech-recognition")` use [`WhisperMLAASRPipeline`]."""
+    # Not Transformers' own register_pipeline(), which would mark every saved pipeline as custom code.
+    PIPELINE_REGISTRY.supported_tasks["automatic-speech-recognition"]["impl"] = WhisperMLAASRPipeline

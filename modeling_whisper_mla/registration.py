@@ -12,11 +12,10 @@ from transformers import (
     WhisperProcessor,
     WhisperTokenizer,
 )
-from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration.configuration_whisper_mla import WhisperMLAConfig
 from .modeling_whisper_mla import WhisperMLAForCausalLM, WhisperMLAForConditionalGeneration, WhisperMLAModel
-from .pipeline_whisper_mla import WhisperMLAASRPipeline
+from .pipeline_whisper_mla import register_pipeline
 
 
 def register() -> None:
@@ -28,5 +27,4 @@ def register() -> None:
     AutoFeatureExtractor.register(WhisperMLAConfig, WhisperFeatureExtractor, exist_ok=True)
     AutoTokenizer.register(WhisperMLAConfig, WhisperTokenizer, exist_ok=True)
     AutoProcessor.register(WhisperMLAConfig, WhisperProcessor, exist_ok=True)
-    # Not register_pipeline(), which would mark every saved pipeline as custom code.
-    PIPELINE_REGISTRY.supported_tasks["automatic-speech-recognition"]["impl"] = WhisperMLAASRPipeline
+    register_pipeline()
