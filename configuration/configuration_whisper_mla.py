@@ -134,6 +134,10 @@ class WhisperMLAConfig(WhisperConfig):
         fields = config.to_dict()
         for field in ("model_type", "architectures", "transformers_version", "auto_map"):
             fields.pop(field, None)
+        # A stock configuration may hold anything under a name that only means something to us.
+        fields = {
+            name: value for name, value in fields.items() if hasattr(WhisperConfig, name) or not hasattr(cls, name)
+        }
         new = cls(**fields, **latent_fields)
         new._name_or_path = config._name_or_path
         return new

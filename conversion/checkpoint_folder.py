@@ -76,6 +76,8 @@ def written_aside(target: str | os.PathLike, overwrite: bool = False) -> Iterato
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-{os.getpid()}-", dir=target.parent))
         yield aside
         aside.chmod(0o777 & ~current_umask())
+        for file in aside.iterdir():  # safetensors makes its files private
+            file.chmod(0o666 & ~current_umask())
         _replace(aside, target)
     except (OSError, SafetensorError) as error:
         raise ConversionError(f"{target}: cannot be written ({error}). Nothing half-written was left there.") from error

@@ -2,22 +2,47 @@
 
 import copy
 import os
-from collections.abc import Callable
+import platform
+import time
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
-from transformers.utils.logging import tqdm
+import transformers
+from transformers import PreTrainedModel, WhisperForConditionalGeneration
+from transformers.utils import logging
 
-from whisper_mla.configuration.configuration_whisper_mla import WhisperMLAConfig
+from whisper_mla.configuration.cache_size import cache_size
+from whisper_mla.configuration.configuration_whisper_mla import LATENT_FIELDS, WhisperMLAConfig
+from whisper_mla.conversion_record import sha256_of_weights
 from whisper_mla.modeling_whisper_mla import WhisperMLAForConditionalGeneration
+from whisper_mla.version import __version__
 
-from .factorisation import Factors, joint_svd
-from .source import load_whisper, read_config
+from .calibrate import calibrate, model_name, running_copy, weights_fingerprint
+from .calibration import Statistics
+from .errors import ConversionError
+from .factorise import (
+    Decompositions,
+    Factorised,
+    factorise,
+    factorise_sequentially,
+    method_options,
+    replacement_weights,
+    search_option,
+)
+from .latents import Latent, latents_of
+from .methods import METHODS, needs_moments
+from .processor import load_processor
+from .quality import HeldOut
+from .rank_choice import Budget, choose_ranks, with_ranks
+from .report import conversion_report, peak_memory
+from .source import load_whisper, local_folder, read_config
 
-# A method maps a weight `[m, d]` and a rank to its factors; a new one is a function and a line here.
-METHODS: dict[str, Callable[[Tensor, int], Factors]] = {"joint_svd": joint_svd}
+logger = logging.get_logger(__name__)
+
+# Vectors of calibration per unit of rank: fewer than the first is refused, fewer than the second is worth a warning.
+VECTORS_NEEDED, VECTORS_WANTED = 8, 128
 
 
 def from_whisper(
@@ -28,11 +53,23 @@ def from_whisper(
     cross_kv_shared: bool = True,
     audio_kv_rank: int | list[int] | None = None,
     cross_cache: str = "latent",
-    method: str = "joint_svd",
+    method: str | None = None,
+    calibration: Any = None,
+    processor: Any = None,
+    language: str | None = None,
+    task: str | None = None,
+    sequential: bool = False,
+    force: bool = False,
+    cache_cut: float | None = None,
+    cache_bytes: int | str | None = None,
+    max_kl: float | None = None,
+    rank_multiple: int | None = None,
+    min_rank: int | None = None,
+    max_rank: int | None = None,
     model_class: type[WhisperMLAForConditionalGeneration] = WhisperMLAForConditionalGeneration,
     **kwargs,
 ) -> WhisperMLAForConditionalGeneration:
-    """Convert a pretrained Whisper. Without a rank the conversion is exact: same outputs, same tokens.
+    """Convert a pretrained Whisper. Without a rank or a budget the conversion is exact: same outputs, same tokens.
 
     Args:
         source: a Hub id, a folder (single or sharded weights), or a `WhisperForConditionalGeneration`, which is not
@@ -42,21 +79,48 @@ def from_whisper(
         cross_kv_shared: with `cross_kv_rank`: one latent for all layers, or one per layer.
         audio_kv_rank: rank of encoder self-attention; None: stock.
         cross_cache: "latent", or "key_value" for stock cross-attention.
-        method: how low-rank projections are found; see `METHODS`. Not used where everything is exact.
+        method: how low-rank projections are found, see `METHODS`; None: "fisher" with calibration, "joint_svd" without.
+        calibration: audio of the kind that the model will hear, for methods that need it and to measure the result: a
+            folder, files, 16 kHz float arrays, a `datasets` dataset, or a statistics file (see `calibrate`).
+        processor: of the source, for calibration; None: the one in its folder.
+        language, task: of the calibration audio; None: the model's default, or detected.
+        sequential: find each latent on what the converted layers below deliver, and refit the up projections to it.
+        force: go on with fewer calibration vectors than the ranks need.
+        cache_cut, cache_bytes, max_kl, rank_multiple, min_rank, max_rank: choose `kv_rank` and `cross_kv_rank`, or the
+            one that is not given, under a budget, see `Budget`. The cache is that of one stream at full length, in the
+            dtype of the weights. `cross_kv_rank=d_model` keeps cross-attention exact.
         model_class: the class to build, `WhisperMLAForConditionalGeneration` or a subclass.
-        kwargs: for `from_pretrained` of the source (`dtype`, `revision`, `device_map`, …). The dtype defaults to the
-            checkpoint's.
+        kwargs: options of the method (`damping`, `preserved_key_dims`, …); the rest for `from_pretrained` of the source
+            (`dtype`, `revision`, `device_map`, …). The dtype defaults to the checkpoint's.
 
     Returns:
         WhisperMLAForConditionalGeneration: in evaluation mode, with the dtype, device and generation config of the
-        source. Factors are computed in float64.
+        source, and two dictionaries: `conversion_record` (saved as conversion.json) and `conversion_report` (see
+        `write_report`). Factors are computed in float64.
 
     Raises:
-        ConversionError: the source cannot be converted (see `load_whisper`).
-        ValueError: an unknown method, or a rank out of range or of wrong length; raised before weights are loaded.
+        ConversionError: the source cannot be converted (see `load_whisper`), calibration audio cannot be used or is too
+            little for the ranks, or a budget cannot be met.
+        ValueError: an unknown method or option, or a rank out of range or of wrong length; raised before weights are
+            loaded.
     """
+    started = time.monotonic()
+    method = method or ("joint_svd" if calibration is None else "fisher")
     if method not in METHODS:
         raise ValueError(f"method={method!r}: expected one of {', '.join(map(repr, METHODS))}.")
+    options = method_options(method, kwargs)
+    needs_audio = needs_moments(method) or options.get("preserved_key_selection") == "2-norm" or sequential
+    budget = Budget(cache_cut, cache_bytes, max_kl, rank_multiple, min_rank, max_rank)
+    budget.check()
+    if budget.is_given and (not cross_kv_shared or cross_cache != "latent"):
+        raise ConversionError(
+            "A budget needs the shared cross-attention latent: leave out cross_kv_shared, cross_cache."
+        )
+    if budget.is_given and kv_rank is not None and cross_kv_rank is not None:
+        raise ConversionError("A budget chooses kv_rank, cross_kv_rank, or both: give one of them at most.")
+    if (max_kl is not None or needs_audio) and calibration is None:
+        name = "max_kl" if max_kl is not None else "sequential=True" if sequential else f"method={method!r}"
+        raise ValueError(f"{name} needs calibration audio or a statistics file: calibration=….")
     latent_fields: dict[str, Any] = {
         "kv_rank": kv_rank,
         "cross_kv_rank": cross_kv_rank,
@@ -65,16 +129,80 @@ def from_whisper(
         "cross_cache": cross_cache,
     }
     WhisperMLAConfig.from_whisper_config(read_config(source, **kwargs), **latent_fields)  # refuse before loading
+
     stock = load_whisper(source, **kwargs)
     config = WhisperMLAConfig.from_whisper_config(stock.config, **latent_fields)
+    latents = latents_of(config)
+    lossy = budget.is_given or any(latent.rank < config.d_model for latent in latents)
+    statistics = held_out = choice = None
+    running = stock
+    if lossy and calibration is not None:
+        running = running_copy(stock)
+        statistics = calibrate(
+            stock,
+            calibration,
+            processor or _processor_of(source, kwargs),
+            language=language,
+            task=task,
+            gradients=method == "fisher",
+            encoder=any(latent.in_encoder and latent.rank < config.d_model for latent in latents),
+        )
+        held_out = HeldOut(running, statistics.held_out) if statistics.held_out else None
+    weights = stock.state_dict()
+    device = _compute_device(stock)
+    if budget.is_given:
+        decompositions = Decompositions(method, options, weights, statistics, device)
+        size = stock.dtype.itemsize
+        stock_bytes = cache_size(stock.config, positions=config.max_target_positions, bytes_per_value=size).total
+        given = [kv_rank, cross_kv_rank]
+        free = [latent for latent in latents if latent.positions and given[latent.is_cross] is None]
+        fixed = sum(latent.rank * latent.positions * size for latent in latents if latent not in free)
+        choice = choose_ranks(budget, free, decompositions, running, held_out, stock_bytes, fixed, size)
+        latents = with_ranks(latents, choice)
+        config = _configuration(stock, latents, latent_fields)
+    low_rank = [latent for latent in latents if latent.rank < config.d_model]
+    if statistics is not None:
+        _check_vectors(statistics, low_rank, force)
+    options, tried = search_option(method, options, running, low_rank, statistics, held_out, device)
+    decompositions = Decompositions(method, options, weights, statistics, device)
+    if sequential and low_rank:
+        found = factorise_sequentially(running, low_rank, decompositions)
+    else:
+        found = factorise(low_rank, decompositions)
+
+    model = _build(stock, stock is source, config, found, model_class)
+    quality = None
+    if held_out is not None and found:
+        measured = model if model.dtype == torch.float32 else copy.deepcopy(model).float()
+        quality = held_out.measure(measured, same_encoder=not any(item.latent.in_encoder for item in found))
+    facts = {
+        "method": method if found else "exact",
+        "method_options": options if found else {},
+        "option_search": tried,
+        "sequential": sequential and bool(found),
+        "rank_choice": None if choice is None else {"allocation": choice.allocation, "reason": choice.reason},
+        "seconds": round(time.monotonic() - started, 1),
+        "peak_memory_bytes": peak_memory(device),
+    }
+    model.conversion_report = conversion_report(stock, model, found, statistics, quality, choice, facts)
+    model.conversion_record = _record(source, stock, model, statistics, found, facts, kwargs)
+    return model
+
+
+def _build(
+    stock: WhisperForConditionalGeneration,
+    copy_weights: bool,
+    config: WhisperMLAConfig,
+    found: list[Factorised],
+    model_class: type[WhisperMLAForConditionalGeneration],
+) -> WhisperMLAForConditionalGeneration:
     config.dtype = stock.dtype
     if stock.config._attn_implementation in ("eager", "sdpa", "flex_attention"):
         config._attn_implementation = stock.config._attn_implementation
     weights = dict(stock.state_dict())
-    if stock is source:
+    weights.update(replacement_weights(found, weights))
+    if copy_weights:
         weights = {name: tensor.clone() for name, tensor in weights.items()}
-    weights = convert_weights(weights, config, METHODS[method])
-
     with torch.device("meta"):
         model = model_class(config)
     model.load_state_dict(weights, assign=True)
@@ -83,49 +211,100 @@ def from_whisper(
     return model.eval()
 
 
-def convert_weights(
-    weights: dict[str, Tensor], config: WhisperMLAConfig, factorise: Callable[[Tensor, int], Factors]
-) -> dict[str, Tensor]:
-    """The state dict of a converted model.
-
-    Args:
-        weights: state dict of the stock `WhisperForConditionalGeneration`. It is not modified.
-        config: what to convert to.
-        factorise: a method of `METHODS`.
-
-    Returns:
-        dict[str, Tensor]: stock tensors where the latent is exact; `kv_down_proj`, `k_proj`, `v_proj` in their place,
-        in the dtype of the stock weights, where a rank is smaller than `d_model`.
-    """
-    weights = dict(weights)
-    width = config.d_model
-    decoder, encoder = "model.decoder.layers.{}.", "model.encoder.layers.{}."
-    # Every job: the attentions that share one latent, where their down projection goes, and its rank.
-    jobs: list[tuple[list[str], str, int]] = []
-
-    def one_latent_each(attention: str, ranks: list[int]):
-        for layer, rank in enumerate(ranks):
-            name = attention.format(layer)
-            jobs.append(([name], name + ".kv_down_proj.weight", rank))
-
-    one_latent_each(encoder + "self_attn", config.audio_kv_ranks)
-    one_latent_each(decoder + "self_attn", config.kv_ranks)
-    cross = decoder + "encoder_attn"
-    if config.cross_kv_shared:
-        names = [cross.format(layer) for layer in range(config.decoder_layers)]
-        jobs.append((names, "model.decoder.cross_kv_down_proj.weight", config.cross_kv_ranks[0]))
-    else:
-        one_latent_each(cross, config.cross_kv_ranks)
-
-    jobs = [job for job in jobs if job[2] < width]
-    for names, down_name, rank in tqdm(jobs, desc="Factorising", unit="latent", disable=not jobs):
-        projections = [f"{name}.{kind}.weight" for name in names for kind in ("k_proj", "v_proj")]
-        originals = [weights[projection] for projection in projections]
-        factors = factorise(torch.cat(originals), rank)
-        weights[down_name] = factors.down.to(originals[0].dtype)
-        for projection, up in zip(projections, factors.up.split(width), strict=True):
-            weights[projection] = up.to(originals[0].dtype).contiguous()
-    return weights
+def _configuration(
+    stock: WhisperForConditionalGeneration, latents: list[Latent], latent_fields: dict[str, Any]
+) -> WhisperMLAConfig:
+    """The configuration with the ranks that a budget chose; an equal rank in all layers is written as one number."""
+    width = stock.config.d_model
+    ranks = [latent.rank for latent in latents if latent.name.startswith("decoder.layers.")]
+    cross = next(latent.rank for latent in latents if latent.name == "decoder.encoder_attn")
+    kv_rank: int | list[int] | None = ranks if len(set(ranks)) > 1 else ranks[0]
+    chosen = {"kv_rank": None if kv_rank == width else kv_rank, "cross_kv_rank": None if cross == width else cross}
+    return WhisperMLAConfig.from_whisper_config(stock.config, **{**latent_fields, **chosen})
 
 
-__all__ = ["METHODS", "convert_weights", "from_whisper"]
+def _check_vectors(statistics: Statistics, latents: list[Latent], force: bool) -> None:
+    """Refuse ranks for which there is too little calibration; warn where it is thin."""
+    thin = []
+    for latent in latents:
+        count = statistics.moments(latent).count
+        if count < VECTORS_NEEDED * latent.rank and not force:
+            needed, wanted = VECTORS_NEEDED * latent.rank, VECTORS_WANTED * latent.rank
+            raise ConversionError(
+                f"calibration: {count:,} vectors for {latent.name}, too few for rank {latent.rank}, which needs at "
+                f"least {needed:,} ({wanted:,} are recommended). Give more audio, or go on with force=True (--force)."
+            )
+        if count < VECTORS_WANTED * latent.rank:
+            thin.append((count / latent.rank, count, latent))
+    if thin:
+        _, count, latent = min(thin, key=lambda item: item[0])
+        logger.warning(
+            f"Calibration is thin: {count:,} vectors for {latent.name} at rank {latent.rank}, "
+            f"{VECTORS_WANTED * latent.rank:,} are recommended. More audio gives a better conversion."
+        )
+
+
+def _compute_device(stock: WhisperForConditionalGeneration) -> torch.device:
+    """Where the model is, or a CUDA or XPU device: others have no float64."""
+    if stock.device.type in ("cuda", "xpu"):
+        return stock.device
+    for name in ("cuda", "xpu"):
+        if getattr(torch, name).is_available():
+            return torch.device(name)
+    return torch.device("cpu")
+
+
+def _processor_of(source, kwargs: dict[str, Any]):
+    """The processor that belongs to the source; for a model in memory, the one where it was loaded from."""
+    if not isinstance(source, PreTrainedModel):
+        return load_processor(source, **_hub_arguments(kwargs))
+    name = source.config._name_or_path
+    try:
+        return load_processor(name) if name else None
+    except ConversionError:
+        return None
+
+
+def _hub_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    names = ("cache_dir", "local_files_only", "token", "revision", "subfolder")
+    return {name: arguments[name] for name in names if name in arguments}
+
+
+def _record(source, stock, model, statistics, found, facts, kwargs) -> dict:
+    """What conversion.json says; see `whisper_mla.conversion_record`."""
+    calibration = None
+    if statistics is not None:
+        calibration = {**statistics.source, "used": bool(found)}
+    return {
+        "format": 1,
+        "source": _describe_source(source, stock, kwargs),
+        "versions": {
+            "whisper-mla": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+        **{name: facts[name] for name in ("method", "method_options", "sequential", "rank_choice")},
+        "ranks": {field: getattr(model.config, field) for field in LATENT_FIELDS},
+        "calibration": calibration,
+        "latents": [
+            {"name": item.latent.name, "rank": item.latent.rank, "relative_error": item.factors.relative_error}
+            for item in found
+        ],
+        "quality": model.conversion_report["quality"],
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": facts["seconds"],
+    }
+
+
+def _describe_source(source, stock, kwargs) -> dict:
+    """Name, revision and checksums of what was converted: of weight files, or of the weights of a model in memory."""
+    if isinstance(source, PreTrainedModel):
+        return {"name": model_name(stock), "revision": None, "sha256": {"weights": weights_fingerprint(stock)}}
+    folder = Path(local_folder(source, **kwargs), kwargs.get("subfolder") or "")
+    revision = getattr(stock.config, "_commit_hash", None)
+    sha256 = sha256_of_weights(folder) if folder.is_dir() else {"weights": weights_fingerprint(stock)}
+    return {"name": model_name(stock), "revision": revision, "sha256": sha256}
+
+
+__all__ = ["METHODS", "from_whisper"]

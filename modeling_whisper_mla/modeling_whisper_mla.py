@@ -5,6 +5,7 @@ Each class is the Transformers class of the same name without "MLA", with the at
 
 import importlib
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -20,14 +21,18 @@ from transformers.models.whisper.modeling_whisper import (
     WhisperEncoderLayer,
     WhisperPositionalEmbedding,
 )
-from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils import logging
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from .configuration.cache_size import cache_size
 from .configuration.configuration_whisper_mla import WhisperMLAConfig
+from .freezing import TrainableParameters, freeze_except
 from .generation_whisper_mla import CrossLatentOutput, LatentCacheMixin, WhisperMLAGenerationMixin
 from .latent_attention import WhisperMLAAttention
 from .latent_cache import LatentCache
 from .saved_folder import SavedFolderMixin
+
+logger = logging.get_logger(__name__)
 
 
 class WhisperMLAEncoderLayer(WhisperEncoderLayer):
@@ -239,12 +244,56 @@ class WhisperMLAForConditionalGeneration(
 ):
     """Whisper-MLA for speech recognition and translation: `WhisperForConditionalGeneration` on latents."""
 
+    # Trainer passes num_items_in_batch, and forward divides by it (stock Whisper ignores it).
+    accepts_loss_kwargs = True
+
     def __init__(self, config: WhisperMLAConfig):
         super(WhisperForConditionalGeneration, self).__init__(config)
         self.model = WhisperMLAModel(config)
         self.proj_out = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.max_target_positions = config.max_target_positions
         self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        decoder_position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs,
+    ):
+        """As `WhisperForConditionalGeneration.forward`.
+
+        Args:
+            labels: `[batch, T]`, -100 where no loss is taken.
+            num_items_in_batch: labels of the whole batch of an optimiser step, over accumulation steps and processes.
+                The loss is then the sum over this call's labels divided by it, so that the parts add up to the mean.
+        """
+        outputs = super().forward(
+            input_features,
+            attention_mask=attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
+            past_key_values=past_key_values,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            decoder_position_ids=decoder_position_ids,
+            labels=labels,
+            use_cache=use_cache,
+            return_dict=True,
+            **kwargs,
+        )
+        if labels is not None and num_items_in_batch is not None:
+            outputs.loss = outputs.loss * (labels.ne(-100).sum().to(outputs.loss.device) / num_items_in_batch)
+        return outputs
 
     def compress_encoder_outputs(self, encoder_outputs: BaseModelOutput | tuple) -> BaseModelOutput | tuple:
         """Project encoder outputs once, for a decoding loop of one's own (`generate` does it by itself).
@@ -284,10 +333,20 @@ class WhisperMLAForConditionalGeneration(
         """
         return cache_size(self.config, batch_size, positions, num_beams, self.dtype.itemsize).total
 
+    def freeze_except(self, part: str | Iterable[str]) -> TrainableParameters:
+        """Freeze all parameters but those of `part`, and log what trains; see [`whisper_mla.freezing.freeze_except`].
+
+        Raises:
+            ValueError: an unknown part, or one of which nothing would train.
+        """
+        report = freeze_except(self, part)
+        logger.warning(f"{report}.")
+        return report
+
     @classmethod
-    def from_whisper(cls, source, *, method: str = "joint_svd", **kwargs) -> "WhisperMLAForConditionalGeneration":
+    def from_whisper(cls, source, **kwargs) -> "WhisperMLAForConditionalGeneration":
         """Convert a stock Whisper checkpoint; see [`whisper_mla.conversion.from_whisper`] for all arguments."""
-        return import_conversion("from_whisper").from_whisper(source, method=method, model_class=cls, **kwargs)
+        return import_conversion("from_whisper").from_whisper(source, model_class=cls, **kwargs)
 
     def to_whisper(self) -> WhisperForConditionalGeneration:
         """The stock model with the same outputs; see [`whisper_mla.conversion.to_whisper`]."""

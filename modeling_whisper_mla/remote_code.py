@@ -26,6 +26,7 @@ SOURCE_FILES = (
     "absorbed_attention.py",
     "latent_attention.py",
     "latent_cache.py",
+    "freezing.py",
     "generation_whisper_mla.py",
     "conversion_record.py",
     "saved_folder.py",

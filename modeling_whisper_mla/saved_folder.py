@@ -78,12 +78,20 @@ class SavedFolderMixin:
         arguments = {name: kwargs[name] for name in upload if name in kwargs}
         self._upload_modified_files(folder, repo_id, timestamps, token=token, **arguments)
 
-    def _upload_modified_files(self, working_dir, repo_id, *args, token=None, revision=None, **kwargs):
+    def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
         # push_to_hub has just written the repository's card here, or Transformers' general one if it has none.
         is_converted = Path(working_dir, RECORD_NAME).exists()
-        if is_converted and not HfApi().file_exists(repo_id, "README.md", token=token):
+        if is_converted and not HfApi().file_exists(repo_id, "README.md", token=kwargs.get("token")):
             write_model_card(working_dir)
-        return super()._upload_modified_files(working_dir, repo_id, *args, token=token, revision=revision, **kwargs)
+        try:
+            hub_folder = importlib.import_module("whisper_mla.hub_folder")
+        except ModuleNotFoundError:
+            return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+        # Transformers would leave the weights of an earlier push beside new ones in another number of files, and load
+        # the old ones.
+        names = ("token", "create_pr", "revision", "commit_message")
+        arguments = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+        return hub_folder.commit_files(hub_folder.visible_files(working_dir), repo_id, **arguments)
 
 
 def write_model_card(folder: str | os.PathLike) -> None:

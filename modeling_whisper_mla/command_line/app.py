@@ -1,24 +1,27 @@
-"""The command line: `whisper-mla convert | transcribe | inspect | export | demo`."""
+"""The command line: `whisper-mla convert | transcribe | evaluate | inspect | export | push | demo`."""
 
 import functools
 import json
-from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
 import torch
 import transformers
 import typer
-from transformers import AutoProcessor
 
 import whisper_mla
 from whisper_mla.configuration import WhisperMLAConfig
-from whisper_mla.conversion import METHODS, ConversionError, from_whisper, to_whisper
+from whisper_mla.conversion import ConversionError, to_whisper
+from whisper_mla.conversion.checkpoint_checks import check_fields
 from whisper_mla.conversion.checkpoint_folder import check_target, written_aside
+from whisper_mla.conversion.processor import save_processor
 from whisper_mla.conversion.source import load_checkpoint, read_config_fields
 
 from . import console
 from .cache_table import cache_report, cache_table, describe_ranks
+from .convert_command import Dtype, Overwrite, Revision, Source, Target, calibrate_command, convert
 from .demo import run_demo
+from .evaluate_command import evaluate
+from .push_command import push
 from .transcribe_command import transcribe
 
 app = typer.Typer(
@@ -30,7 +33,6 @@ app = typer.Typer(
     help="Whisper with multi-head latent attention: the same tokens from a fraction of the decode cache.\n\n"
     "Start with [bold]whisper-mla demo[/bold], which needs no network.",
 )
-Dtype = Literal["float32", "float16", "bfloat16"]
 
 
 def main() -> None:
@@ -65,17 +67,6 @@ def command(help_text: str, example: str):
     return register
 
 
-def ranks(text: str | None) -> int | list[int] | None:
-    """Parse "192" or "192,128,64": one rank, or one for each layer."""
-    if text is None:
-        return None
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"{text!r}: expected an integer, or one per layer separated by commas.") from None
-    return numbers[0] if len(numbers) == 1 else numbers
-
-
 def version(wanted: bool) -> None:
     if wanted:
         console.output.print(f"whisper-mla {whisper_mla.__version__}", highlight=False)
@@ -89,62 +80,17 @@ def options(
     pass
 
 
-Source = Annotated[str, typer.Argument(help="A Whisper checkpoint: a folder or a Hub id.", show_default=False)]
-Target = Annotated[Path, typer.Argument(help="The folder to write.", show_default=False)]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is already in TARGET.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub checkpoint.", show_default=False)]
+command(
+    "Convert a Whisper checkpoint, with its processor. Without a rank or a budget the conversion is exact: the same "
+    "tokens, from a smaller cache.",
+    "whisper-mla convert openai/whisper-small whisper-small-mla --cache-cut 0.95 --calibration my-audio",
+)(convert)
 
-
-@command(
-    "Convert a Whisper checkpoint, with its processor. Without a rank the conversion is exact: the same tokens, from a "
-    "smaller cache.",
-    "whisper-mla convert openai/whisper-small whisper-small-mla --kv-rank 192",
-)
-def convert(
-    source: Source,
-    target: Target,
-    kv_rank: Annotated[
-        str | None,
-        typer.Option(help="Values cached per text position: one rank, or one per decoder layer (192,128,…)."),
-    ] = None,
-    cross_kv_rank: Annotated[
-        str | None, typer.Option(help="Values kept per audio frame for cross-attention; default: exact.")
-    ] = None,
-    cross_kv_per_layer: Annotated[
-        bool, typer.Option("--cross-kv-per-layer", help="One cross-attention latent per layer instead of a shared one.")
-    ] = False,
-    audio_kv_rank: Annotated[
-        str | None, typer.Option(help="Rank of encoder self-attention (caches nothing); default: stock.")
-    ] = None,
-    cross_cache: Annotated[
-        Literal["latent", "key_value"],
-        typer.Option(help="Cross-attention on a latent, or with stock keys and values."),
-    ] = "latent",
-    method: Annotated[
-        str, typer.Option(help=f"How low-rank projections are found: {', '.join(METHODS)}.")
-    ] = "joint_svd",
-    dtype: Annotated[Dtype | None, typer.Option(help="Of the weights; default: the checkpoint's.")] = None,
-    revision: Revision = None,
-    overwrite: Overwrite = False,
-):
-    latent_fields: dict[str, Any] = {
-        "kv_rank": ranks(kv_rank),
-        "cross_kv_rank": ranks(cross_kv_rank),
-        "cross_kv_shared": not cross_kv_per_layer,
-        "audio_kv_rank": ranks(audio_kv_rank),
-        "cross_cache": cross_cache,
-    }
-    check_target(target, overwrite, source)
-    hub: dict[str, Any] = {} if revision is None else {"revision": revision}
-    loading = {} if dtype is None else {"dtype": getattr(torch, dtype)}
-    model = from_whisper(source, method=method, **latent_fields, **loading, **hub)
-    with written_aside(target, overwrite) as folder:
-        model.save_pretrained(folder)
-        save_processor(source, folder, **hub)
-    report = cache_report(model.config, bytes_per_value=model.dtype.itemsize)
-    console.output.print(cache_table(report, title=str(target)))
-    console.output.print(describe_ranks(report), highlight=False)
-
+app.command(
+    name="calibrate",
+    help="Gather statistics of a Whisper checkpoint on audio, once for many conversions. Transcripts are not needed.\n\n"
+    "[bold]Example:[/bold] whisper-mla calibrate openai/whisper-small my-audio --output small.safetensors",
+)(one_clear_line(calibrate_command))
 
 app.command(
     name="transcribe",
@@ -152,6 +98,18 @@ app.command(
     "[bold]Example:[/bold] whisper-mla transcribe whisper-small-mla talk.mp3 --timestamps segment --format srt "
     "--output-dir subtitles",
 )(one_clear_line(transcribe))
+
+command(
+    "Upload a converted checkpoint to the Hub, with all that its folder holds, in one commit.",
+    "whisper-mla push whisper-small-mla org/whisper-small-mla --private",
+)(push)
+
+
+command(
+    "Word error rates of models on datasets, with confidence intervals; several models are compared with the first on "
+    "the same utterances.",
+    "whisper-mla evaluate openai/whisper-small whisper-small-mla --dataset librispeech-clean --output results",
+)(evaluate)
 
 
 @command("Show the decode cache of a model by part, beside stock Whisper's.", "whisper-mla inspect whisper-small-mla")
@@ -166,9 +124,10 @@ def inspect(
 ):
     fields = read_config_fields(model, **({} if revision is None else {"revision": revision}))
     classes = {"whisper": transformers.WhisperConfig, "whisper_mla": WhisperMLAConfig}
-    if fields.get("model_type") not in classes:
+    config_class = classes.get(str(fields.get("model_type")))
+    if config_class is None:
         raise ConversionError(f"{model}: model type {fields.get('model_type')!r} is neither Whisper nor Whisper-MLA.")
-    config = classes[fields["model_type"]].from_dict(fields)
+    config = check_fields(model, fields, config_class)
     report = cache_report(
         config, batch_size, positions or config.max_target_positions, num_beams, getattr(torch, dtype).itemsize
     )
@@ -192,7 +151,8 @@ def export(model: Source, target: Target, revision: Revision = None, overwrite: 
     stock = to_whisper(cast(whisper_mla.WhisperMLAForConditionalGeneration, loaded))
     with written_aside(target, overwrite) as folder:
         stock.save_pretrained(folder)
-        save_processor(model, folder, **hub)
+        if not save_processor(model, folder, **hub):
+            console.note(f"Note: {model} has no processor; transcribing needs one.")
     console.output.print(f"{target}: a stock Whisper checkpoint with the outputs of {model}.", highlight=False)
 
 
@@ -202,13 +162,3 @@ def demo():
     rows = run_demo(console.output)
     if not rows[1].equal_tokens:
         raise RuntimeError("the exact model's tokens differ from stock Whisper's.")
-
-
-def save_processor(source: str, folder: Path, **hub) -> None:
-    """Copy feature extractor and tokenizer, or say that there are none."""
-    try:
-        processor = AutoProcessor.from_pretrained(source, **hub)
-    except (OSError, ValueError):
-        console.note(f"Note: {source} has no processor; transcribing needs one.")
-        return
-    processor.save_pretrained(folder)

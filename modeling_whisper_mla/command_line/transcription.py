@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import AutoModelForSpeechSeq2Seq, PreTrainedModel, ProcessorMixin
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE, _combine_tokens_into_words
 
 from whisper_mla.conversion.errors import ConversionError
+from whisper_mla.conversion.processor import load_processor
 from whisper_mla.conversion.source import load_checkpoint, read_config_fields
 
 from .audio import SAMPLING_RATE
@@ -197,12 +198,9 @@ def load_for_transcription(
         raise ConversionError(f"device={device!r}: not available here ({str(error).splitlines()[0]}).") from error
     kind = dtype or ("float32" if where.type == "cpu" else "auto")
     model = load_checkpoint(AutoModelForSpeechSeq2Seq, source, dtype=kind, **hub)
-    try:
-        processor = AutoProcessor.from_pretrained(source, **hub)
-    except (OSError, ValueError) as error:
-        raise ConversionError(
-            f"{source}: no processor (feature extractor and tokenizer) in this checkpoint."
-        ) from error
+    processor = load_processor(source, **hub)
+    if processor is None:
+        raise ConversionError(f"{source}: no processor (feature extractor and tokenizer) in this checkpoint.")
     model.to(where)  # type: ignore[arg-type]
     return model.eval(), processor
 

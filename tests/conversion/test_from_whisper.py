@@ -8,8 +8,7 @@ from transformers import AutoModelForSpeechSeq2Seq, WhisperModel
 
 from tests.conftest import CONVERSIONS, random_features, random_whisper
 from whisper_mla import WhisperMLAConfig, WhisperMLAForConditionalGeneration
-from whisper_mla.conversion import ConversionError, from_whisper, to_whisper
-from whisper_mla.conversion.from_whisper import convert_weights
+from whisper_mla.conversion import METHODS, ConversionError, Moments, from_whisper, to_whisper
 
 
 def logits(model, features, tokens):
@@ -137,19 +136,17 @@ def test_a_source_spread_over_devices(digits_folder, tmp_path):
     assert "spread over cpu, meta" in message
 
 
-def test_convert_weights_is_pure(digits):
-    weights = digits.state_dict()
-    before = dict(weights)
-    config = WhisperMLAConfig.from_whisper_config(digits.config, kv_rank=8)
-
-    def no_factorisation(weight, rank):
+def test_exact_conversions_factorise_nothing(digits, monkeypatch):
+    def no_factorisation(weights, moments: Moments | None, rank):
         raise AssertionError("nothing to factorise")
 
-    exact = WhisperMLAConfig.from_whisper_config(digits.config)
-    assert convert_weights(weights, exact, no_factorisation).keys() == weights.keys()
+    monkeypatch.setitem(METHODS, "joint_svd", no_factorisation)
+    before = {name: tensor.clone() for name, tensor in digits.state_dict().items()}
+    exact = from_whisper(digits, kv_rank=256, cross_kv_rank=256, audio_kv_rank=[256] * 4)
+    assert exact.state_dict().keys() == before.keys()
     with pytest.raises(AssertionError, match="nothing"):
-        convert_weights(weights, config, no_factorisation)
-    assert weights.keys() == before.keys() and all(weights[name] is before[name] for name in before)
+        from_whisper(digits, kv_rank=8)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in digits.state_dict().items())
 
 
 # Bad input

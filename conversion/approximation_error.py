@@ -1,0 +1,39 @@
+"""What a factorisation loses where it counts, predicted from statistics: in the scores and in the outputs."""
+
+from torch import Tensor
+
+from .factors import Factors
+from .latent_weights import LatentWeights, Moments
+
+
+def score_error(weights: LatentWeights, moments: Moments, factors: Factors) -> float:
+    """Relative RMS error of attention scores: `Σ_h E(q_h^T ΔK_h x')² / Σ_h E(q_h^T K_h x')²`, its root.
+
+    Only what varies over positions counts (`x' = x - E x`); queries and inputs are taken as independent.
+    """
+    moments = moments.for_weights(weights)
+    lost = weights.key.double() - factors.key_up @ factors.down
+    metric = moments.query
+    return _ratio(_energy(lost, metric, moments.covariance), _energy(weights.key.double(), metric, moments.covariance))
+
+
+def output_error(weights: LatentWeights, moments: Moments, factors: Factors) -> float:
+    """Relative RMS error of what attention adds to the residual stream if it averages single positions:
+    `Σ_h E|W_O,h ΔV_h x'|² / Σ_h E|W_O,h V_h x'|²`, its root."""
+    moments = moments.for_weights(weights)
+    lost = weights.value.double() - factors.value_up @ factors.down
+    heads = weights.output.double().unflatten(-1, (weights.num_heads, weights.head_dim)).transpose(1, 2)
+    metric = heads.transpose(-1, -2) @ heads
+    return _ratio(
+        _energy(lost, metric, moments.covariance), _energy(weights.value.double(), metric, moments.covariance)
+    )
+
+
+def _energy(weight: Tensor, metric: Tensor, covariance: Tensor) -> float:
+    """`Σ tr(metric_h W_h C W_h^T)` of `[L, d, d]` weights and `[L, H, D, D]` metrics."""
+    rows = weight.unflatten(1, metric.shape[1:3])
+    return ((rows @ covariance) * (metric @ rows)).sum().item()
+
+
+def _ratio(lost: float, whole: float) -> float:
+    return (max(lost, 0.0) / whole) ** 0.5 if whole > 0 else 0.0

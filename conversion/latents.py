@@ -1,0 +1,155 @@
+"""Which latents a configuration asks for, and the weights of the attentions that read each."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from whisper_mla.configuration.configuration_whisper_mla import WhisperMLAConfig
+
+from .factors import Factors, value_bias
+from .latent_weights import LatentWeights
+
+ENCODER_OUTPUT_NORM = "model.encoder.layer_norm"
+
+
+@dataclass(frozen=True)
+class Latent:
+    """A latent to be found.
+
+    Attributes:
+        name: for people: "decoder.layers.0.self_attn", or "decoder.encoder_attn" for the one that all cross-attentions
+            share.
+        attentions: module names of all attentions that read it.
+        down_proj: name of the down projection's weight in the converted model.
+        norm: module name of the layer norm whose output is compressed.
+        num_heads: of each attention.
+        rank: what the configuration says; `d_model` means exact.
+        positions: how many of it are cached per audio; 0 where nothing is (encoder).
+    """
+
+    name: str
+    attentions: tuple[str, ...]
+    down_proj: str
+    norm: str
+    num_heads: int
+    rank: int
+    positions: int
+
+    @property
+    def in_encoder(self) -> bool:
+        """Whether it belongs to encoder self-attention, and so changes what the encoder puts out."""
+        return self.name.startswith("encoder.")
+
+    @property
+    def is_cross(self) -> bool:
+        """Whether cross-attention reads it."""
+        return self.norm == ENCODER_OUTPUT_NORM
+
+
+def latents_of(config: WhisperMLAConfig) -> list[Latent]:
+    """All latents of a configuration in the order in which the model computes them, exact ones included.
+
+    Args:
+        config: what to convert to. With `cross_cache="key_value"` there is no cross-attention latent.
+    """
+    encoder = [
+        _self_attention(f"encoder.layers.{layer}", config.encoder_attention_heads, rank, positions=0)
+        for layer, rank in enumerate(config.audio_kv_ranks)
+    ]
+    heads = config.decoder_attention_heads
+    decoder = [
+        _self_attention(f"decoder.layers.{layer}", heads, rank, config.max_target_positions)
+        for layer, rank in enumerate(config.kv_ranks)
+    ]
+    attentions = [f"model.decoder.layers.{layer}.encoder_attn" for layer in range(config.decoder_layers)]
+    frames, ranks = config.max_source_positions, config.cross_kv_ranks
+    if config.cross_cache == "key_value":
+        cross = []
+    elif config.cross_kv_shared:
+        down_proj = "model.decoder.cross_kv_down_proj.weight"
+        cross = [
+            Latent("decoder.encoder_attn", tuple(attentions), down_proj, ENCODER_OUTPUT_NORM, heads, ranks[0], frames)
+        ]
+    else:
+        cross = [
+            Latent(
+                name.removeprefix("model."),
+                (name,),
+                name + ".kv_down_proj.weight",
+                ENCODER_OUTPUT_NORM,
+                heads,
+                rank,
+                frames,
+            )
+            for name, rank in zip(attentions, ranks, strict=True)
+        ]
+    return encoder + cross + decoder
+
+
+def _self_attention(layer: str, num_heads: int, rank: int, positions: int) -> Latent:
+    attention = f"model.{layer}.self_attn"
+    return Latent(
+        f"{layer}.self_attn",
+        (attention,),
+        attention + ".kv_down_proj.weight",
+        f"model.{layer}.self_attn_layer_norm",
+        num_heads,
+        rank,
+        positions,
+    )
+
+
+def latent_weights(latent: Latent, weights: Mapping[str, Tensor], device: torch.device | None = None) -> LatentWeights:
+    """The stock weights around a latent, in float64.
+
+    Args:
+        latent: of `latents_of`.
+        weights: state dict of the stock model.
+        device: where to put them; None: where they are.
+    """
+
+    def on_device(name: str) -> Tensor:
+        return weights[name].to(device or weights[name].device, torch.float64)
+
+    def stacked(kind: str) -> Tensor:
+        return torch.stack([on_device(f"{name}.{kind}.weight") for name in latent.attentions])
+
+    query = stacked("q_proj")
+    return LatentWeights(
+        key=stacked("k_proj"),
+        value=stacked("v_proj"),
+        query=query * (query.shape[-1] // latent.num_heads) ** -0.5,
+        output=stacked("out_proj"),
+        num_heads=latent.num_heads,
+        norm_weight=on_device(f"{latent.norm}.weight"),
+        norm_bias=on_device(f"{latent.norm}.bias"),
+    )
+
+
+def factorised_weights(
+    latent: Latent, weights: Mapping[str, Tensor], factors: Factors, stock_mean: Tensor | None = None
+) -> dict[str, Tensor]:
+    """The tensors that replace the stock ones, in the stock dtype and on the stock device.
+
+    Args:
+        latent: of `latents_of`.
+        weights: state dict of the stock model.
+        factors: of the rank wanted.
+        stock_mean: `[d]`, see `value_bias`.
+
+    Returns:
+        dict[str, Tensor]: down projection, key and value up projections, and value biases where the factors have a
+        centre.
+    """
+    original = weights[f"{latent.attentions[0]}.k_proj.weight"]
+    new = {latent.down_proj: factors.down}
+    for i, name in enumerate(latent.attentions):
+        new[f"{name}.k_proj.weight"] = factors.key_up[i]
+        new[f"{name}.v_proj.weight"] = factors.value_up[i]
+    if factors.mean is not None:
+        bias = value_bias(latent_weights(latent, weights, factors.down.device), factors, stock_mean)
+        for i, name in enumerate(latent.attentions):
+            new[f"{name}.v_proj.bias"] = weights[f"{name}.v_proj.bias"].to(bias) + bias[i]
+    return {name: tensor.to(original.device, original.dtype).contiguous() for name, tensor in new.items()}

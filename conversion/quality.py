@@ -1,0 +1,125 @@
+"""What a conversion does to the next-token distribution, measured on held-out audio."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import log_softmax
+from transformers.modeling_outputs import BaseModelOutput
+
+from .calibration import Example, batches
+from .factors import Factors, value_bias
+from .latents import Latent, latent_weights
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How close a model is to the stock model it came from, on the same audio and the same preceding tokens.
+
+    Attributes:
+        kl: mean over tokens of KL(stock || model), in nats.
+        token_agreement: share of tokens at which both prefer the same next token.
+        tokens: how many were compared.
+    """
+
+    kl: float
+    token_agreement: float
+    tokens: int
+
+
+class HeldOut:
+    """Held-out examples with the stock model's predictions, against which conversions are measured.
+
+    Teacher-forced: every token is predicted from the stock transcript before it. Tokens of the prompt are left out.
+
+    Args:
+        stock: the stock model in evaluation mode.
+        examples: at least one.
+        batch_size: clips at once.
+    """
+
+    def __init__(self, stock: nn.Module, examples: Sequence[Example], batch_size: int = 8):
+        if not examples:
+            raise ValueError("examples: at least one held-out example is needed to measure a conversion.")
+        self._batches = []
+        starts = range(0, len(examples), batch_size)
+        for start, batch in zip(starts, batches(examples, batch_size, stock), strict=True):
+            prompts = torch.tensor([example.prompt_length for example in examples[start : start + batch_size]])
+            positions = torch.arange(batch["mask"].shape[1])
+            batch["mask"] &= (positions >= prompts[:, None] - 1).to(batch["mask"].device)
+            with torch.no_grad():
+                batch["encoder_states"] = stock.get_encoder()(batch["input_features"]).last_hidden_state
+                batch["logits"] = self._logits(stock, batch, batch["encoder_states"])
+            self._batches.append(batch)
+
+    @staticmethod
+    def _logits(model: nn.Module, batch: dict[str, Tensor], encoder_states: Tensor) -> Tensor:
+        output = model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=encoder_states),
+            decoder_input_ids=batch["decoder_input_ids"],
+            use_cache=False,
+        )
+        return output.logits[batch["mask"]].float()
+
+    @torch.no_grad()
+    def measure(self, model: nn.Module, same_encoder: bool = False) -> Quality:
+        """Compare `model` with the stock model.
+
+        Args:
+            model: a stock or converted model.
+            same_encoder: its encoder is the stock model's, whose outputs are kept.
+        """
+        kl, agreeing, tokens = 0.0, 0, 0
+        for batch in self._batches:
+            states = batch["encoder_states"]
+            if not same_encoder:
+                states = model.get_encoder()(batch["input_features"]).last_hidden_state
+            logits, stock_logits = self._logits(model, batch, states), batch["logits"]
+            log_p, log_q = log_softmax(stock_logits.double(), dim=-1), log_softmax(logits.double(), dim=-1)
+            kl += (log_p.exp() * (log_p - log_q)).sum().item()
+            agreeing += (logits.argmax(-1) == stock_logits.argmax(-1)).sum().item()
+            tokens += logits.shape[0]
+        return Quality(kl=max(kl, 0.0) / tokens, token_agreement=agreeing / tokens, tokens=tokens)
+
+
+@contextmanager
+def approximated(stock: nn.Module, factors: Mapping[Latent, Factors]) -> Iterator[nn.Module]:
+    """The stock model with some projections replaced by `W_UK W_D`, `W_UV W_D`: what the conversion would compute.
+
+    Args:
+        stock: changed in place, and back at the end.
+        factors: of each latent to approximate.
+
+    Yields:
+        The same model.
+    """
+    weights = stock.state_dict()
+    saved = {}
+    try:
+        for latent, found in factors.items():
+            for name in latent.attentions:
+                for key in (f"{name}.k_proj.weight", f"{name}.v_proj.weight", f"{name}.v_proj.bias"):
+                    saved[key] = weights[key].clone()
+            write_approximation(stock, latent, found)
+        yield stock
+    finally:
+        for key, tensor in saved.items():
+            weights[key].copy_(tensor)
+
+
+def write_approximation(model: nn.Module, latent: Latent, factors: Factors, stock_mean: Tensor | None = None) -> None:
+    """Write `W_UK W_D`, `W_UV W_D` and the value bias into a model with stock attention, in place.
+
+    Args:
+        model: whose weights around the latent are still those of the stock model.
+        latent, factors: what to write.
+        stock_mean: `[d]`, see `value_bias`.
+    """
+    weights = model.state_dict()
+    bias = value_bias(latent_weights(latent, weights, factors.down.device), factors, stock_mean)
+    for i, name in enumerate(latent.attentions):
+        weights[f"{name}.k_proj.weight"].copy_(factors.key_up[i] @ factors.down)
+        weights[f"{name}.v_proj.weight"].copy_(factors.value_up[i] @ factors.down)
+        weights[f"{name}.v_proj.bias"].add_(bias[i].to(weights[f"{name}.v_proj.bias"]))

@@ -1,0 +1,108 @@
+"""Ranks under a budget: pure functions from error curves and costs to one rank for each latent."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is known of one latent when ranks are chosen.
+
+    Attributes:
+        errors: `[d + 1]`, the error at each rank, never increasing; zero at `d`.
+        cost: bytes per unit of rank.
+        minimum, maximum: the ranks allowed; `maximum` d means that the latent may stay exact.
+        multiple: ranks are multiples of it (or `d`).
+    """
+
+    errors: Tensor
+    cost: int
+    minimum: int
+    maximum: int
+    multiple: int
+
+    @property
+    def ranks(self) -> list[int]:
+        """The ranks to choose from, ascending.
+
+        Raises:
+            ValueError: there are none.
+        """
+        width = len(self.errors) - 1
+        multiples = range(self.multiple, width, self.multiple)
+        allowed = [rank for rank in (*multiples, width) if self.minimum <= rank <= self.maximum]
+        if not allowed:
+            raise ValueError(
+                f"No multiple of rank_multiple={self.multiple} lies between min_rank={self.minimum} and "
+                f"max_rank={self.maximum}."
+            )
+        return allowed
+
+
+def total_cost(choices: Sequence[Choice], ranks: Sequence[int]) -> int:
+    """Bytes of all latents at these ranks."""
+    return sum(choice.cost * rank for choice, rank in zip(choices, ranks, strict=True))
+
+
+def smallest_ranks(choices: Sequence[Choice]) -> list[int]:
+    """The lowest rank that each latent may have."""
+    return [choice.ranks[0] for choice in choices]
+
+
+def uniform_ranks(choices: Sequence[Choice], budget: int) -> list[int]:
+    """The largest equal rank (within each latent's bounds) that fits.
+
+    Args:
+        choices: of each latent.
+        budget: bytes.
+
+    Raises:
+        ValueError: not even the smallest ranks fit.
+    """
+    _check(choices, budget)
+    best = smallest_ranks(choices)
+    for rank in sorted({rank for choice in choices for rank in choice.ranks}):
+        ranks = [max((r for r in choice.ranks if r <= rank), default=choice.ranks[0]) for choice in choices]
+        if total_cost(choices, ranks) <= budget:
+            best = ranks
+    return best
+
+
+def greedy_ranks(choices: Sequence[Choice], budget: int) -> list[int]:
+    """Start from the smallest ranks; give the next step to the latent that loses most error per byte, while it fits.
+
+    For convex error curves (tails of singular values are) no other choice of whole steps removes more error per byte.
+
+    Args:
+        choices: of each latent.
+        budget: bytes.
+
+    Raises:
+        ValueError: not even the smallest ranks fit.
+    """
+    _check(choices, budget)
+    steps = [choice.ranks for choice in choices]
+    at = [0] * len(choices)
+    left = budget - total_cost(choices, [ranks[0] for ranks in steps])
+    while True:
+        best, best_gain = None, -1.0
+        for i, choice in enumerate(choices):
+            if at[i] + 1 == len(steps[i]):
+                continue
+            rank, following = steps[i][at[i]], steps[i][at[i] + 1]
+            price = choice.cost * (following - rank)
+            gain = (choice.errors[rank] - choice.errors[following]).item() / price
+            if price <= left and gain > best_gain:
+                best, best_gain = i, gain
+        if best is None:
+            return [ranks[i] for ranks, i in zip(steps, at, strict=True)]
+        left -= choices[best].cost * (steps[best][at[best] + 1] - steps[best][at[best]])
+        at[best] += 1
+
+
+def _check(choices: Sequence[Choice], budget: int) -> None:
+    smallest = total_cost(choices, smallest_ranks(choices))
+    if smallest > budget:
+        raise ValueError(f"A budget of {budget:,} bytes cannot be met: the smallest ranks need {smallest:,} bytes.")

@@ -1,0 +1,49 @@
+"""The report of a conversion as tables and lines for people."""
+
+from rich.table import Table
+
+
+def latents_table(report: dict) -> Table:
+    """One row per low-rank latent of a report of `conversion_report`."""
+    table = Table(title=f"Low-rank latents ({describe_method(report)})", title_justify="left", caption_justify="left")
+    table.add_column("latent", no_wrap=True)
+    for column in ("rank", "energy kept", "error in scores", "error in outputs", "vectors"):
+        table.add_column(column, justify="right")
+    for latent in report["latents"]:
+        table.add_row(
+            latent["name"],
+            str(latent["rank"]),
+            f"{latent['retained_energy']:.4%}",
+            _percent(latent["score_error"]),
+            _percent(latent["output_error"]),
+            "–" if latent["vectors"] is None else f"{latent['vectors']:,}",
+        )
+    table.caption = "energy in the method's own norm; errors relative RMS, predicted from calibration statistics"
+    return table
+
+
+def quality_lines(report: dict) -> list[str]:
+    """What was measured, and how the ranks were chosen; nothing that was not."""
+    lines = []
+    if report.get("rank_choice"):
+        lines.append(f"Chosen: {report['rank_choice']['reason']}.")
+    quality = report.get("quality")
+    if quality:
+        lines.append(
+            f"Measured on {quality['measured_on']} ({quality['tokens']} tokens): KL to stock "
+            f"{quality['kl_per_token']:.2g} nats per token, same next token {quality['token_agreement']:.2%}."
+        )
+    elif report.get("latents"):
+        lines.append("Quality: not measured (no --calibration).")
+    return lines
+
+
+def describe_method(report: dict) -> str:
+    """The method with its options, as in "fisher, floor=0.1"."""
+    options = [f"{name}={value}" for name, value in report.get("method_options", {}).items()]
+    sequential = ["sequential"] if report.get("sequential") else []
+    return ", ".join([report["method"], *options, *sequential])
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.2%}"
