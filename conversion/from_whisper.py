@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import ModelCard
 from transformers import PreTrainedModel, WhisperForConditionalGeneration
 from transformers.utils import logging
 
@@ -304,7 +305,18 @@ def _describe_source(source, stock, kwargs) -> dict:
     folder = Path(local_folder(source, **kwargs), kwargs.get("subfolder") or "")
     revision = getattr(stock.config, "_commit_hash", None)
     sha256 = sha256_of_weights(folder) if folder.is_dir() else {"weights": weights_fingerprint(stock)}
-    return {"name": model_name(stock), "revision": revision, "sha256": sha256}
+    return {"name": model_name(stock), "revision": revision, "sha256": sha256, **_card_facts(source)}
+
+
+def _card_facts(source) -> dict:
+    """Licence and language as the source's model card states them; nothing where there is no card to be had."""
+    try:
+        card = ModelCard.load(Path(source, "README.md") if Path(source).is_dir() else str(source))
+        facts = card.data.to_dict()
+    except Exception:  # a card is optional, and people write strange ones
+        return {}
+    names = ("license", "license_name", "license_link", "language")
+    return {name: facts[name] for name in names if facts.get(name)}
 
 
 __all__ = ["METHODS", "from_whisper"]
