@@ -68,7 +68,7 @@ def conversion_report(
             row["output_error"] = output_error(around, moments, item.factors)
             row["vectors"] = moments.count
         latents.append(row)
-    size = model.dtype.itemsize
+    size, positions = model.dtype.itemsize, model.config.max_target_positions
     return {
         **facts,
         "rank_choice_kl": {} if choice is None else choice.kl,
@@ -82,8 +82,9 @@ def conversion_report(
             "tokens": quality.tokens,
         },
         "cache": {
-            "stock_bytes": cache_size(stock.config, bytes_per_value=size).total,
-            "model_bytes": cache_size(model.config, bytes_per_value=size).total,
+            "stock_bytes": cache_size(stock.config, positions=positions, bytes_per_value=size).total,
+            "model_bytes": cache_size(model.config, positions=positions, bytes_per_value=size).total,
+            "positions": positions,
             "bytes_per_value": size,
         },
         "latents": latents,

@@ -158,8 +158,15 @@ def is_plain_linear(module: nn.Module) -> bool:
         and weight.device.type != "meta"
         and not module._forward_hooks
         and not module._forward_pre_hooks
-        and "forward" not in module.__dict__
+        and ("forward" not in module.__dict__ or _only_moves_inputs(module))
     )
+
+
+def _only_moves_inputs(module: nn.Module) -> bool:
+    """Whether the forward was replaced by Accelerate only to bring inputs to the weights (a device_map), not weights to
+    the inputs (offload)."""
+    hook = getattr(module, "_hf_hook", None)
+    return type(hook).__name__ == "AlignDevicesHook" and not hook.offload
 
 
 def fold_beams(hidden_states: Tensor, audios: int) -> Tensor:

@@ -81,7 +81,7 @@ def _describe_ranks(config: WhisperMLAConfig) -> list[tuple[str, str]]:
 
 def _cache_rows(config: WhisperMLAConfig) -> list[tuple[str, str, str, str]]:
     """Part, stock, this model, change; one stream at full length, 2 bytes per value."""
-    stock, ours = cache_size(config.to_whisper_config()), cache_size(config)
+    stock, ours = (cache_size(c, positions=c.max_target_positions) for c in (config.to_whisper_config(), config))
     rows = []
     for part in ("self_attention", "cross_attention", "total"):
         before, after = getattr(stock, part), getattr(ours, part)
