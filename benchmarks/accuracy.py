@@ -217,9 +217,9 @@ def main() -> None:
     ]
     stock = f"{100 * reference['wer']:.2f} ({100 * reference['wer_low']:.2f} to {100 * reference['wer_high']:.2f})"
     note = (
-        "whisper-digits (English digit strings, d = 256, 4 + 4 layers; an easy task: judge by order, not by size), float32, "
-        f"no training. 200 dev utterances; stock WER {stock} %. KL in nats per token, mean, teacher-forced on stock "
-        "transcripts. Options of methods and ranks were chosen on held-out calibration audio. Picture: accuracy.png."
+        "whisper-digits (English digit strings, d = 256, 4 + 4 layers; an easy task: judge by order, not by size), "
+        f"float32, no training. 200 dev utterances; stock WER {stock} %. KL in nats per token, mean, teacher-forced on "
+        "stock transcripts. Options of methods and ranks were chosen on held-out calibration audio. Picture: accuracy.png."
     )
     write_results("accuracy", note, columns, [cells(row) for row in rows], {"stock": reference, "conversions": rows})
     partial.unlink()

@@ -15,21 +15,24 @@ _CHUNK = 1 << 24
 logger = logging.get_logger(__name__)
 
 
-def read_conversion_record(source: str | os.PathLike, revision: str | None = None, **kwargs) -> dict | None:
+def read_conversion_record(
+    source: str | os.PathLike, revision: str | None = None, name: str = RECORD_NAME, **kwargs
+) -> dict | None:
     """The conversion record of a checkpoint.
 
     Args:
         source: a folder or a Hub id.
+        name: of the file; "report.json" for the report of the conversion.
         revision: branch, tag or commit on the Hub.
         kwargs: those of `from_pretrained`; only the ones that concern the Hub are used.
 
     Returns:
         dict, or None where there is none, or none that can be read (which a warning says).
     """
-    hub = {name: value for name, value in kwargs.items() if name in _HUB_ARGUMENTS and value is not None}
+    hub = {key: value for key, value in kwargs.items() if key in _HUB_ARGUMENTS and value is not None}
     path = cached_file(
         source,
-        RECORD_NAME,
+        name,
         revision=revision,
         **hub,
         _raise_exceptions_for_gated_repo=False,
@@ -41,7 +44,7 @@ def read_conversion_record(source: str | os.PathLike, revision: str | None = Non
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        logger.warning(f"{source}: {RECORD_NAME} cannot be read ({error}); going on without it.")
+        logger.warning(f"{source}: {name} cannot be read ({error}); going on without it.")
         return None
     return record if isinstance(record, dict) else None
 

@@ -14,7 +14,9 @@ from whisper_mla.conversion import ConversionError, to_whisper
 from whisper_mla.conversion.checkpoint_checks import check_fields
 from whisper_mla.conversion.checkpoint_folder import check_target, written_aside
 from whisper_mla.conversion.processor import save_processor
+from whisper_mla.conversion.report import REPORT_NAME
 from whisper_mla.conversion.source import load_checkpoint, read_config_fields
+from whisper_mla.conversion_record import read_conversion_record
 
 from . import console
 from .cache_table import cache_report, cache_table, describe_ranks
@@ -22,6 +24,7 @@ from .convert_command import Dtype, Overwrite, Revision, Source, Target, calibra
 from .demo import run_demo
 from .evaluate_command import evaluate
 from .push_command import push
+from .report_table import latents_table, quality_lines, record_lines
 from .transcribe_command import transcribe
 
 app = typer.Typer(
@@ -88,7 +91,7 @@ command(
 
 app.command(
     name="calibrate",
-    help="Gather statistics of a Whisper checkpoint on audio, once for many conversions. Transcripts are not needed.\n\n"
+    help="Gather statistics of a Whisper checkpoint on audio, once for many conversions; transcripts are optional.\n\n"
     "[bold]Example:[/bold] whisper-mla calibrate openai/whisper-small my-audio --output small.safetensors",
 )(one_clear_line(calibrate_command))
 
@@ -112,7 +115,10 @@ command(
 )(evaluate)
 
 
-@command("Show the decode cache of a model by part, beside stock Whisper's.", "whisper-mla inspect whisper-small-mla")
+@command(
+    "Show the decode cache of a model by part, beside stock Whisper's, and how it was converted.",
+    "whisper-mla inspect whisper-small-mla",
+)
 def inspect(
     model: Annotated[str, typer.Argument(help="A checkpoint: a folder or a Hub id.", show_default=False)],
     positions: Annotated[int | None, typer.Option(min=1, help="Text positions; default: the model's maximum.")] = None,
@@ -131,11 +137,18 @@ def inspect(
     report = cache_report(
         config, batch_size, positions or config.max_target_positions, num_beams, getattr(torch, dtype).itemsize
     )
+    record, conversion = read_conversion_record(model, revision), read_conversion_record(model, revision, REPORT_NAME)
     if as_json:
-        console.output.print_json(json.dumps({"model": model, **report}))
+        console.output.print_json(json.dumps({"model": model, **report, "record": record, "report": conversion}))
         return
     console.output.print(cache_table(report, title=model))
     console.output.print(describe_ranks(report), highlight=False)
+    for line in record_lines(record) if record else []:
+        console.output.print(line, highlight=False)
+    if conversion and conversion["latents"]:
+        console.output.print(latents_table(conversion))
+    for line in quality_lines(conversion) if conversion else []:
+        console.output.print(line, highlight=False)
 
 
 @command(

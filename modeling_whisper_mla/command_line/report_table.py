@@ -22,6 +22,24 @@ def latents_table(report: dict) -> Table:
     return table
 
 
+def record_lines(record: dict) -> list[str]:
+    """Where a converted checkpoint comes from: a record of `read_conversion_record`."""
+    source, versions = record.get("source", {}), record.get("versions", {})
+    revision = f" at {source['revision']}" if source.get("revision") else ""
+    lines = [
+        f"Converted from {source.get('name', 'unknown')}{revision}, {record.get('date', 'date unknown')}: "
+        f"{describe_method(record)} (whisper-mla {versions.get('whisper-mla')}, transformers "
+        f"{versions.get('transformers')}, torch {versions.get('torch')})."
+    ]
+    lines += [f"Source {name}: SHA-256 {checksum}" for name, checksum in source.get("sha256", {}).items()]
+    calibration = record.get("calibration")
+    if calibration and calibration.get("used"):
+        lines.append(f"Calibrated on {calibration['clips']} clips, {calibration['seconds']} s of audio.")
+    if record.get("training"):
+        lines.append(f"Trained after the conversion: {record['training']['description']}.")
+    return lines
+
+
 def quality_lines(report: dict) -> list[str]:
     """What was measured, and how the ranks were chosen; nothing that was not."""
     lines = []

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Seq2SeqTrainer
+from transformers import PreTrainedModel, Seq2SeqTrainer, TrainerCallback
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 from transformers.utils import logging
@@ -61,7 +61,7 @@ class HealingTrainer(Seq2SeqTrainer):
         super().__init__(model=model, args=args, **kwargs)
         # Makes Trainer count the labels of the whole step; compute_loss divides by that number.
         self.model_accepts_loss_kwargs = True
-        self._recorded: list[nn.Module] = []
+        self._dtype = _whisper_of(model).dtype
         self._parts: dict[str, Tensor] = {}
         self._parts_since = 0
         if self.teacher is not None:
@@ -70,7 +70,13 @@ class HealingTrainer(Seq2SeqTrainer):
                 module.to(args.device)
             if not self.shares_encoder:
                 self.teacher.to(args.device)
+        self.add_callback(StepInEveryEpoch())
         self._student_modules, self._teacher_modules = self._compared_modules(_whisper_of(model))
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        # Generation does not run under autocast, so audio must come in the dtype of the weights.
+        inputs = super()._prepare_inputs(inputs)
+        return {**inputs, "input_features": inputs["input_features"].to(self._dtype)}
 
     def compute_loss(
         self,
@@ -179,6 +185,22 @@ class HealingTrainer(Seq2SeqTrainer):
             if all(spoken):
                 gen_kwargs = {**getattr(self, "_gen_kwargs", {}), **gen_kwargs, "language": spoken}
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignore_keys, **gen_kwargs)
+
+
+class StepInEveryEpoch(TrainerCallback):
+    """Ends a run that would not end: over a stream with fewer batches than one step accumulates, none is ever made."""
+
+    _step = -1
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self._step = state.global_step
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if state.global_step == self._step and not control.should_training_stop:
+            raise ValueError(
+                f"train_dataset: fewer batches than gradient_accumulation_steps={args.gradient_accumulation_steps} on "
+                f"{args.world_size} processes, so no step is ever made. Reduce it, or the batch size."
+            )
 
 
 def _whisper_of(model: nn.Module) -> PreTrainedModel:

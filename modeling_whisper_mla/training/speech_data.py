@@ -20,7 +20,18 @@ from transformers.utils.logging import tqdm
 from whisper_mla.audio import SAMPLING_RATE, AudioError, read_audio
 from whisper_mla.evaluation.utterances import read_encoded_audio
 
-_KEYS = {"path", "name", "split", "audio_column", "text_column", "language", "language_column", "streaming", "revision", "limit"}
+_KEYS = {
+    "path",
+    "name",
+    "split",
+    "audio_column",
+    "text_column",
+    "language",
+    "language_column",
+    "streaming",
+    "revision",
+    "limit",
+}
 
 
 def load_speech(source: Mapping[str, Any]) -> Dataset | IterableDataset:
@@ -36,8 +47,8 @@ def load_speech(source: Mapping[str, Any]) -> Dataset | IterableDataset:
             `limit`: only the first so many examples. Of a stream they are read into memory, still encoded.
 
     Returns:
-        Dataset, or IterableDataset if streaming without a limit. `audio` is `{"path", "bytes"}` or `{"array", "sampling_rate"}`,
-        `text` a string or None where there is none, `language` a string or None.
+        Dataset, or IterableDataset if streaming without a limit. `audio` is `{"path", "bytes"}` or
+        `{"array", "sampling_rate"}`, `text` a string or None where there is none, `language` a string or None.
 
     Raises:
         ValueError: an unknown key, no such corpus, no such column.

@@ -104,6 +104,9 @@ class TranscribedSpeech(torch.utils.data.Dataset):
     Args:
         data: examples with `audio`, in any indexable data set.
         transcripts: one per example.
+
+    Raises:
+        ValueError: all transcripts are empty.
     """
 
     def __init__(self, data: Any, transcripts: list[str]):
@@ -112,6 +115,8 @@ class TranscribedSpeech(torch.utils.data.Dataset):
         if len(self.kept) < len(transcripts):
             count = len(transcripts) - len(self.kept)
             logger.warning(f"{count} of {len(transcripts)} examples left out: the teacher heard nothing in them.")
+        if not self.kept:
+            raise ValueError("label_source='teacher': the teacher heard nothing in any example of a training set.")
 
     def __len__(self) -> int:
         return len(self.kept)
