@@ -219,7 +219,8 @@ def main() -> None:
     note = (
         "whisper-digits (English digit strings, d = 256, 4 + 4 layers; an easy task: judge by order, not by size), "
         f"float32, no training. 200 dev utterances; stock WER {stock} %. KL in nats per token, mean, teacher-forced on "
-        "stock transcripts. Options of methods and ranks were chosen on held-out calibration audio. Picture: accuracy.png."
+        "stock transcripts. Options of methods and ranks were chosen on held-out calibration audio. Picture: "
+        "accuracy.png."
     )
     write_results("accuracy", note, columns, [cells(row) for row in rows], {"stock": reference, "conversions": rows})
     partial.unlink()

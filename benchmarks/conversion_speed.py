@@ -74,8 +74,10 @@ def main() -> None:
         f"{measured['save_s']:.0f}",
         f"{measured['peak_memory_bytes'] / 1e9:.1f}",
     ]
-    note = "`from_whisper` (joint SVD, float16 checkpoint on disk, random weights) and `save_pretrained`; one run, wall "
-        "clock."
+    note = (
+        "`from_whisper` (joint SVD, float16 checkpoint on disk, random weights) and `save_pretrained`; one run, "
+        "wall clock."
+    )
     columns = ["conversion", "convert, s", "save, s", "peak resident memory, GB"]
     write_results("conversion_speed", note, columns, [row], measured)
 

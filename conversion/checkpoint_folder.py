@@ -11,6 +11,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from whisper_mla.whole_file import current_umask
+
 from .errors import ConversionError
 
 # What a checkpoint folder may hold; a folder with anything else is not ours to replace.
@@ -126,10 +128,3 @@ def _holds_a_model(folder: Path) -> bool:
         return "model_type" in json.loads((folder / "config.json").read_text())
     except (OSError, ValueError, TypeError):
         return False
-
-
-def current_umask() -> int:
-    """The permission bits that this process takes away from new files."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

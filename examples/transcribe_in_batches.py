@@ -10,8 +10,8 @@ from pathlib import Path
 import typer
 
 from whisper_mla import LatentCache
-from whisper_mla.command_line.audio import SAMPLING_RATE, read_audio
-from whisper_mla.command_line.transcription import load_for_transcription
+from whisper_mla.audio import SAMPLING_RATE, read_audio
+from whisper_mla.transcription import load_for_transcription
 
 
 def main(model: str, folder: Path, num_beams: int = 1, batch_size: int = 8):

@@ -14,11 +14,11 @@ from rich.table import Table
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, WhisperForConditionalGeneration
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
+from whisper_mla.audio import SAMPLING_RATE, read_audio
 from whisper_mla.configuration import cache_size
 from whisper_mla.conversion import from_whisper
 from whisper_mla.conversion.checkpoint_folder import written_aside
 
-from .audio import SAMPLING_RATE, read_audio
 from .cache_table import megabytes
 
 LOW_RANK: dict[str, Any] = {"kv_rank": 64, "cross_kv_rank": 64}

@@ -29,9 +29,9 @@ from whisper_mla.evaluation.scores import compare_models, score_utterances, summ
 from whisper_mla.evaluation.speech_datasets import read_datasets
 from whisper_mla.evaluation.utterance_results import ResultsFile
 from whisper_mla.evaluation.utterances import Utterance
+from whisper_mla.transcription import load_for_transcription
 
 from . import console
-from .transcription import load_for_transcription
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Normalizer = Literal["auto", "english", "basic", "none"]

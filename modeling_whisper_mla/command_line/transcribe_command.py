@@ -10,10 +10,12 @@ import transformers
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from whisper_mla.audio import SAMPLING_RATE, AudioError, read_audio
+from whisper_mla.transcript_files import output_names, render
+from whisper_mla.transcription import Transcriber, Transcript, load_for_transcription
+from whisper_mla.whole_file import write_whole
+
 from . import console
-from .audio import SAMPLING_RATE, AudioError, read_audio
-from .transcript_files import output_names, render, write_whole
-from .transcription import Transcriber, Transcript, load_for_transcription
 
 Timestamps = Literal["none", "segment", "word"]
 Format = Literal["text", "json", "srt", "vtt"]

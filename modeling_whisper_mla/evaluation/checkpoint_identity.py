@@ -7,9 +7,9 @@ from typing import Any, cast
 
 from transformers import AutoProcessor, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from whisper_mla.command_line.transcription import Transcriber
 from whisper_mla.conversion.errors import ConversionError
 from whisper_mla.conversion.source import read_config_fields
+from whisper_mla.transcription import Transcriber
 
 
 def checkpoint_identity(source: str, revision: str | None = None) -> dict:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils.logging import tqdm
 
 from whisper_mla.audio import SAMPLING_RATE, AudioError
-from whisper_mla.command_line.transcription import Transcriber
+from whisper_mla.transcription import Transcriber
 
 from .processes import Processes
 from .utterance_results import ResultsFile, UtteranceResult

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSpeechSeq2Seq, WhisperModel
 
 from tests.conftest import CONVERSIONS, random_features, random_whisper
-from whisper_mla import WhisperMLAConfig, WhisperMLAForConditionalGeneration
+from whisper_mla import WhisperMLAForConditionalGeneration
 from whisper_mla.conversion import METHODS, ConversionError, Moments, from_whisper, to_whisper
 
 

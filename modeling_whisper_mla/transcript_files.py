@@ -3,12 +3,8 @@
 import dataclasses
 import html
 import json
-import os
-import tempfile
 from collections import Counter
 from pathlib import Path
-
-from whisper_mla.conversion.checkpoint_folder import current_umask
 
 from .transcription import Transcript
 
@@ -62,16 +58,3 @@ def output_names(audios: list[Path], file_format: str) -> list[str]:
     if twice:
         raise ValueError(f"{len(names)} audio files, but two are named {twice[0]}: their outputs would be one file.")
     return [f"{name}.{FORMATS[file_format]}" for name in names]
-
-
-def write_whole(path: Path, content: str) -> None:
-    """Write `content` to `path` so that the file is there whole or not at all."""
-    descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(content)
-        os.chmod(aside, 0o666 & ~current_umask())
-        os.replace(aside, path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise

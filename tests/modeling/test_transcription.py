@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from whisper_mla.command_line.transcription import Transcriber
+from whisper_mla.transcription import Transcriber
 
 
 @pytest.fixture
