@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 from result_files import RESULTS, write_results
 from tqdm import tqdm
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
-from transformers.modeling_outputs import BaseModelOutput
 
 from whisper_mla import WhisperMLAForConditionalGeneration
 from whisper_mla.conversion import calibrate
@@ -99,23 +98,19 @@ class Dev:
         self.held_out = HeldOut(stock, examples)
         features = torch.stack([example.input_features for example in examples])
         self.features = features.split(50)
-        with torch.no_grad():
-            self.states = [stock.get_encoder()(batch).last_hidden_state for batch in self.features]
 
-    def word_errors(self, model, same_encoder: bool) -> list[int]:
+    def word_errors(self, model) -> list[int]:
         """Errors of every utterance in greedy decoding."""
         texts: list[str] = []
-        for batch, states in zip(self.features, self.states, strict=True):
-            with torch.no_grad():
-                known = {"encoder_outputs": BaseModelOutput(last_hidden_state=states)} if same_encoder else {}
-                tokens = model.generate(batch, language="en", task="transcribe", **known)
+        for batch in self.features:
+            tokens = model.generate(batch, language="en", task="transcribe")
             texts += self.processor.batch_decode(tokens, skip_special_tokens=True)
         hypotheses = [self.normalise(text) for text in texts]
         return [count.errors for count in count_word_errors(self.references, hypotheses)]
 
     def measure(self, model, same_encoder: bool) -> dict:
         quality = self.held_out.measure(model, same_encoder)
-        errors = self.word_errors(model, same_encoder)
+        errors = self.word_errors(model)
         wer = bootstrap_interval(errors, self.lengths)
         return {
             "kl": quality.kl,

@@ -12,28 +12,28 @@ def score_error(weights: LatentWeights, moments: Moments, factors: Factors) -> f
     Only what varies over positions counts (`x' = x - E x`); queries and inputs are taken as independent.
     """
     moments = moments.for_weights(weights)
-    lost = weights.key.double() - factors.key_up @ factors.down
-    metric = moments.query
-    return _ratio(_energy(lost, metric, moments.covariance), _energy(weights.key.double(), metric, moments.covariance))
+    return _relative_error(weights.key, factors.key_up, factors.down, moments.query, moments.covariance)
 
 
 def output_error(weights: LatentWeights, moments: Moments, factors: Factors) -> float:
     """Relative RMS error of what attention adds to the residual stream if it averages single positions:
     `Σ_h E|W_O,h ΔV_h x'|² / Σ_h E|W_O,h V_h x'|²`, its root."""
     moments = moments.for_weights(weights)
-    lost = weights.value.double() - factors.value_up @ factors.down
     heads = weights.output.double().unflatten(-1, (weights.num_heads, weights.head_dim)).transpose(1, 2)
     metric = heads.transpose(-1, -2) @ heads
-    return _ratio(
-        _energy(lost, metric, moments.covariance), _energy(weights.value.double(), metric, moments.covariance)
-    )
+    return _relative_error(weights.value, factors.value_up, factors.down, metric, moments.covariance)
+
+
+def _relative_error(weights: Tensor, ups: Tensor, down: Tensor, metrics: Tensor, covariance: Tensor) -> float:
+    """Of `[L, d, d]` weights and `[L, H, D, D]` metrics; one attention after the other, to spare memory."""
+    lost = whole = 0.0
+    for weight, up, metric in zip(weights.double(), ups, metrics, strict=True):
+        lost += _energy(weight - up @ down, metric, covariance)
+        whole += _energy(weight, metric, covariance)
+    return (max(lost, 0.0) / whole) ** 0.5 if whole > 0 else 0.0
 
 
 def _energy(weight: Tensor, metric: Tensor, covariance: Tensor) -> float:
-    """`Σ tr(metric_h W_h C W_h^T)` of `[L, d, d]` weights and `[L, H, D, D]` metrics."""
-    rows = weight.unflatten(1, metric.shape[1:3])
+    """`Σ_h tr(metric_h W_h C W_h^T)` of `[d, d]` weights and `[H, D, D]` metrics."""
+    rows = weight.unflatten(0, metric.shape[:2])
     return ((rows @ covariance) * (metric @ rows)).sum().item()
-
-
-def _ratio(lost: float, whole: float) -> float:
-    return (max(lost, 0.0) / whole) ** 0.5 if whole > 0 else 0.0

@@ -4,18 +4,18 @@ import copy
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedModel, ProcessorMixin, WhisperForConditionalGeneration
-from transformers.utils import logging
 
 from .calibration import Statistics, gather_statistics
-from .calibration_audio import make_examples, read_clips
+from .calibration_audio import Clip, make_examples, read_clips
 from .errors import ConversionError
 from .statistics_file import load_statistics
 
-logger = logging.get_logger(__name__)
+_Model = TypeVar("_Model", bound=PreTrainedModel)
+NO_PROCESSOR = "calibration: a processor is needed (processor=), the source has none."
 
 
 def calibrate(
@@ -36,7 +36,8 @@ def calibrate(
         stock: in evaluation mode. In half precision a float32 copy is run.
         calibration: audio (see `read_clips`), a statistics file, or `Statistics`, which are checked and returned.
         processor: of the model; not needed for statistics that exist.
-        language, task: of the audio; None: the model's default, or detected.
+        language, task: of the audio; None: the model's default, or detected. Clips with a transcript need a language
+            where the model has no default; None is English.
         held_out: share of the clips that is kept apart to measure conversions on, evenly spread; at least one clip,
             unless there is only one.
         gradients: gather the Fisher information, for `method="fisher"`.
@@ -49,23 +50,19 @@ def calibrate(
     Raises:
         ConversionError: no audio that can be read, no processor, or statistics of another model.
     """
-    fingerprint = weights_fingerprint(stock)
-    if isinstance(calibration, (str, os.PathLike)) and Path(calibration).suffix == ".safetensors":
-        calibration, name = load_statistics(calibration), str(calibration)
-    else:
-        name = "calibration"
-    if isinstance(calibration, Statistics):
-        if calibration.source.get("model_sha256") != fingerprint:
-            raise ConversionError(
-                f"{name}: these statistics are of another model ({calibration.source.get('model', 'unknown')}, or in "
-                "another dtype). Calibrate this one: whisper-mla calibrate"
-            )
-        return calibration
-    if processor is None:
-        raise ConversionError("calibration: a processor is needed (processor=), the source has none.")
     if not 0 <= held_out < 1:
         raise ConversionError(f"held_out={held_out}: expected a share from 0 to below 1.")
-    clips = read_clips(calibration)
+    clips = read_calibration(calibration)
+    fingerprint = weights_fingerprint(stock)
+    if isinstance(clips, Statistics):
+        if clips.source.get("model_sha256") != fingerprint:
+            raise ConversionError(
+                f"{clips.name}: these statistics are of another model ({clips.source.get('model', 'unknown')}, or in "
+                "another dtype). Calibrate this one: whisper-mla calibrate"
+            )
+        return clips
+    if processor is None:
+        raise ConversionError(NO_PROCESSOR)
     model = running_copy(stock)
     examples = make_examples(model, processor, clips, language=language, task=task)
     kept = _spread(len(examples), held_out)
@@ -86,15 +83,38 @@ def calibrate(
     return statistics
 
 
+def read_calibration(calibration: Any) -> Statistics | list[Clip]:
+    """What `calibration` stands for, before any model is at hand: a statistics file read, or audio read.
+
+    Args:
+        calibration: see `calibrate`. Clips that are read already, and statistics, are returned.
+
+    Raises:
+        ConversionError: neither statistics nor audio that can be read.
+    """
+    if isinstance(calibration, Statistics):
+        return calibration
+    if isinstance(calibration, (str, os.PathLike)) and Path(calibration).suffix == ".safetensors":
+        return load_statistics(calibration)
+    if isinstance(calibration, list) and calibration and all(isinstance(item, Clip) for item in calibration):
+        return calibration
+    return read_clips(calibration)
+
+
 def model_name(model: PreTrainedModel) -> str:
     """The Hub id that a model came from, or the name of its folder: where that lies means nothing to others."""
     name = str(model.config._name_or_path or type(model).__name__)
     return Path(name).resolve().name if Path(name).is_dir() else name
 
 
-def running_copy(stock: WhisperForConditionalGeneration) -> WhisperForConditionalGeneration:
-    """The model itself if it is in float32, else a float32 copy: statistics of rounded activations would be noise."""
-    return stock if stock.dtype == torch.float32 else copy.deepcopy(stock).float()
+def running_copy(stock: _Model) -> _Model:
+    """The model itself, or a copy that can be measured: in float32, because statistics of rounded activations would be
+    noise, in evaluation mode, and not on MPS, which has no float64."""
+    is_on_mps = stock.device.type == "mps"
+    if stock.dtype == torch.float32 and not stock.training and not is_on_mps:
+        return stock
+    running = copy.deepcopy(stock).float().eval()
+    return running.cpu() if is_on_mps else running
 
 
 def weights_fingerprint(model: PreTrainedModel) -> str:
@@ -108,9 +128,9 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
 
 
 def _spread(count: int, share: float) -> set[int]:
-    """Indices of about `share · count` items, at least one of two, evenly spread."""
-    number = max(round(count * share), 1) if share and count > 1 else 0
+    """Indices of about `share · count` items, evenly spread; of two or more at least one, and never all."""
+    number = min(max(round(count * share), 1), count - 1) if share and count > 1 else 0
     return {int((i + 0.5) * count / number) for i in range(number)}
 
 
-__all__ = ["calibrate", "model_name", "running_copy", "weights_fingerprint"]
+__all__ = ["calibrate", "model_name", "read_calibration", "running_copy", "weights_fingerprint"]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
 from .latent_weights import Moments
@@ -58,11 +59,13 @@ class InputMoments:
     @property
     def mean(self) -> Tensor:
         """`[d]`."""
+        assert self.origin is not None and self.total is not None
         return self.origin + self.total / self.count
 
     @property
     def covariance(self) -> Tensor:
         """`[d, d]`, centred."""
+        assert self.total is not None and self.products is not None
         shift = self.total / self.count
         return self.products / self.count - torch.outer(shift, shift)
 
@@ -87,6 +90,7 @@ class Statistics:
         held_out: examples that were kept apart, to measure a conversion on.
         source: facts about model and audio, such as the checksum of the weights and the number of clips.
         examples: what they were gathered from; not kept in a statistics file.
+        name: for messages: the file that they were read from.
     """
 
     inputs: dict[str, InputStatistics]
@@ -94,6 +98,7 @@ class Statistics:
     held_out: list[Example] = field(default_factory=list)
     source: dict = field(default_factory=dict)
     examples: list[Example] = field(default_factory=list)
+    name: str = "calibration"
 
     def moments(self, latent: Latent) -> Moments:
         """The statistics of one latent.
@@ -116,13 +121,13 @@ def input_name(attention: str) -> str:
 
 
 def gather_statistics(
-    model: nn.Module,
+    model: PreTrainedModel,
     examples: Sequence[Example],
     *,
     gradients: bool = True,
     encoder: bool = True,
     draws: int = 4,
-    batch_size: int = 4,
+    batch_size: int | None = None,
     seed: int = 0,
 ) -> Statistics:
     """Run the model over examples, teacher-forced, and accumulate moments at every attention in one pass.
@@ -137,7 +142,7 @@ def gather_statistics(
         gradients: gather the Fisher information too, for `method="fisher"`; takes about four times as long.
         encoder: gather for encoder self-attention too; without it, gradients stop at the encoder's output.
         draws: random projections per token.
-        batch_size: clips at once.
+        batch_size: clips at once; None: as many as the gradients of the encoder leave memory for, at most 4.
         seed: of the projections.
 
     Returns:
@@ -199,7 +204,8 @@ def gather_statistics(
     generator = torch.Generator(device=model.device).manual_seed(seed)
     try:
         with _frozen(model), torch.set_grad_enabled(gradients):
-            for batch in batches(examples, batch_size, model, "Gathering statistics"):
+            size = batch_size or _batch_size(model, gradients and encoder)
+            for batch in batches(examples, size, model, "Gathering statistics"):
                 mask = batch["mask"]
                 logits = forced_logits(model, batch, encoder)[mask]
                 tokens += logits.shape[0]
@@ -230,6 +236,13 @@ def gather_statistics(
         ):
             raise ValueError(f"The activations at {name} are NaN or infinite: calibrate in float32 (dtype).")
     return statistics
+
+
+def _batch_size(model: PreTrainedModel, encoder_gradients: bool) -> int:
+    """Clips at once: 4, or fewer if what the encoder keeps for its gradients would be more than some 4 GB."""
+    config = model.config
+    kept = 40 * config.encoder_layers * config.max_source_positions * config.d_model  # 10 float32 vectors per frame
+    return max(min(4, 4 * 10**9 // kept), 1) if encoder_gradients else 4
 
 
 @contextmanager
@@ -273,7 +286,7 @@ def batches(
         }
 
 
-def forced_logits(model: nn.Module, batch: dict[str, Tensor], encoder_gradients: bool) -> Tensor:
+def forced_logits(model: PreTrainedModel, batch: dict[str, Tensor], encoder_gradients: bool) -> Tensor:
     """Logits `[batch, tokens, vocabulary]` of a teacher-forced pass; padding comes last, so it needs no mask."""
     with torch.set_grad_enabled(encoder_gradients and torch.is_grad_enabled()):
         encoder_outputs = model.get_encoder()(batch["input_features"])

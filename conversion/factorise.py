@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -38,18 +37,6 @@ class Factorised:
     latent: Latent
     factors: Factors
     stock_mean: Tensor | None = None
-
-
-def method_options(method: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Take the options of a method out of keyword arguments.
-
-    Args:
-        method: of `METHODS`.
-        arguments: changed in place: what the method knows is removed.
-    """
-    parameters = inspect.signature(METHODS[method]).parameters.values()
-    names = [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
-    return {name: arguments.pop(name) for name in names if name in arguments}
 
 
 class Decompositions:

@@ -6,11 +6,12 @@ import platform
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
 from huggingface_hub import ModelCard
+from huggingface_hub.repocard import metadata_load
 from transformers import PreTrainedModel, WhisperForConditionalGeneration
 from transformers.utils import logging
 
@@ -20,7 +21,8 @@ from whisper_mla.conversion_record import sha256_of_weights
 from whisper_mla.modeling_whisper_mla import WhisperMLAForConditionalGeneration
 from whisper_mla.version import __version__
 
-from .calibrate import calibrate, model_name, running_copy, weights_fingerprint
+from .arguments import method_options
+from .calibrate import NO_PROCESSOR, calibrate, model_name, read_calibration, running_copy, weights_fingerprint
 from .calibration import Statistics
 from .errors import ConversionError
 from .factorise import (
@@ -28,7 +30,6 @@ from .factorise import (
     Factorised,
     factorise,
     factorise_sequentially,
-    method_options,
     replacement_weights,
     search_option,
 )
@@ -86,7 +87,7 @@ def from_whisper(
         processor: of the source, for calibration; None: the one in its folder.
         language, task: of the calibration audio; None: the model's default, or detected.
         sequential: find each latent on what the converted layers below deliver, and refit the up projections to it.
-        force: go on with fewer calibration vectors than the ranks need.
+        force: go on with fewer calibration vectors than the ranks need, for methods that depend on them.
         cache_cut, cache_bytes, max_kl, rank_multiple, min_rank, max_rank: choose `kv_rank` and `cross_kv_rank`, or the
             one that is not given, under a budget, see `Budget`. The cache is that of one stream at full length, in the
             dtype of the weights. `cross_kv_rank=d_model` keeps cross-attention exact.
@@ -102,8 +103,8 @@ def from_whisper(
     Raises:
         ConversionError: the source cannot be converted (see `load_whisper`), calibration audio cannot be used or is too
             little for the ranks, or a budget cannot be met.
-        ValueError: an unknown method or option, or a rank out of range or of wrong length; raised before weights are
-            loaded.
+        ValueError: an unknown method, option or argument, or a rank out of range or of wrong length; raised before
+            weights are loaded.
     """
     started = time.monotonic()
     method = method or ("joint_svd" if calibration is None else "fisher")
@@ -119,6 +120,8 @@ def from_whisper(
         )
     if budget.is_given and kv_rank is not None and cross_kv_rank is not None:
         raise ConversionError("A budget chooses kv_rank, cross_kv_rank, or both: give one of them at most.")
+    if budget.is_given and options.get("preserved_key_dims"):
+        raise ConversionError("preserved_key_dims needs given ranks (kv_rank): leave out the budget.")
     if (max_kl is not None or needs_audio) and calibration is None:
         name = "max_kl" if max_kl is not None else "sequential=True" if sequential else f"method={method!r}"
         raise ValueError(f"{name} needs calibration audio or a statistics file: calibration=….")
@@ -129,12 +132,30 @@ def from_whisper(
         "audio_kv_rank": audio_kv_rank,
         "cross_cache": cross_cache,
     }
-    WhisperMLAConfig.from_whisper_config(read_config(source, **kwargs), **latent_fields)  # refuse before loading
+    # All that can be refused without the weights is refused before they are loaded.
+    config = WhisperMLAConfig.from_whisper_config(read_config(source, **kwargs), **latent_fields)
+    lossy = budget.is_given or any(latent.rank < config.d_model for latent in latents_of(config))
+    if budget.is_given:
+        budget.ranks(config.d_model)
+    if lossy and calibration is not None:
+        calibration = read_calibration(calibration)
+        if not isinstance(calibration, Statistics):
+            processor = processor or _processor_of(source, kwargs)
+            if processor is None:
+                raise ConversionError(NO_PROCESSOR)
+        elif sequential and not calibration.examples:
+            raise ConversionError("sequential=True: needs calibration audio (calibration=), not a statistics file.")
 
     stock = load_whisper(source, **kwargs)
     config = WhisperMLAConfig.from_whisper_config(stock.config, **latent_fields)
     latents = latents_of(config)
-    lossy = budget.is_given or any(latent.rank < config.d_model for latent in latents)
+    size, free, spendable = stock.dtype.itemsize, [], None
+    if budget.is_given:
+        given = [kv_rank, cross_kv_rank]
+        free = [latent for latent in latents if latent.positions and given[latent.is_cross] is None]
+        stock_bytes = cache_size(stock.config, positions=config.max_target_positions, bytes_per_value=size).total
+        fixed = sum(latent.rank * latent.positions * size for latent in latents if latent not in free)
+        spendable = budget.bytes_for(free, config.d_model, stock_bytes, fixed, size)
     statistics = held_out = choice = None
     running = stock
     if lossy and calibration is not None:
@@ -142,7 +163,7 @@ def from_whisper(
         statistics = calibrate(
             stock,
             calibration,
-            processor or _processor_of(source, kwargs),
+            processor,
             language=language,
             task=task,
             gradients=method == "fisher",
@@ -153,16 +174,12 @@ def from_whisper(
     device = _compute_device(stock)
     if budget.is_given:
         decompositions = Decompositions(method, options, weights, statistics, device)
-        size = stock.dtype.itemsize
-        stock_bytes = cache_size(stock.config, positions=config.max_target_positions, bytes_per_value=size).total
-        given = [kv_rank, cross_kv_rank]
-        free = [latent for latent in latents if latent.positions and given[latent.is_cross] is None]
-        fixed = sum(latent.rank * latent.positions * size for latent in latents if latent not in free)
-        choice = choose_ranks(budget, free, decompositions, running, held_out, stock_bytes, fixed, size)
+        others = [latent for latent in latents if latent not in free and latent.rank < config.d_model]
+        choice = choose_ranks(budget, free, decompositions, running, held_out, others, spendable, size)
         latents = with_ranks(latents, choice)
         config = _configuration(stock, latents, latent_fields)
     low_rank = [latent for latent in latents if latent.rank < config.d_model]
-    if statistics is not None:
+    if statistics is not None and needs_audio:
         _check_vectors(statistics, low_rank, force)
     options, tried = search_option(method, options, running, low_rank, statistics, held_out, device)
     decompositions = Decompositions(method, options, weights, statistics, device)
@@ -171,11 +188,12 @@ def from_whisper(
     else:
         found = factorise(low_rank, decompositions)
 
+    del running  # which may be another copy of the weights
     model = _build(stock, stock is source, config, found, model_class)
     quality = None
     if held_out is not None and found:
-        measured = model if model.dtype == torch.float32 else copy.deepcopy(model).float()
-        quality = held_out.measure(measured, same_encoder=not any(item.latent.in_encoder for item in found))
+        same_encoder = not any(item.latent.in_encoder for item in found)
+        quality = held_out.measure(running_copy(model), same_encoder)
     facts = {
         "method": method if found else "exact",
         "method_options": options if found else {},
@@ -185,8 +203,9 @@ def from_whisper(
         "seconds": round(time.monotonic() - started, 1),
         "peak_memory_bytes": peak_memory(device),
     }
-    model.conversion_report = conversion_report(stock, model, found, statistics, quality, choice, facts)
-    model.conversion_record = _record(source, stock, model, statistics, found, facts, kwargs)
+    report = conversion_report(stock, model, found, statistics, quality, choice, facts)
+    model.conversion_report = cast(Any, report)
+    model.conversion_record = _record(source, stock, model, statistics, found, facts, report["quality"], kwargs)
     return model
 
 
@@ -271,7 +290,7 @@ def _hub_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: arguments[name] for name in names if name in arguments}
 
 
-def _record(source, stock, model, statistics, found, facts, kwargs) -> dict:
+def _record(source, stock, model, statistics, found, facts, quality, kwargs) -> dict:
     """What conversion.json says; see `whisper_mla.conversion_record`."""
     calibration = None
     if statistics is not None:
@@ -292,7 +311,7 @@ def _record(source, stock, model, statistics, found, facts, kwargs) -> dict:
             {"name": item.latent.name, "rank": item.latent.rank, "relative_error": item.factors.relative_error}
             for item in found
         ],
-        "quality": model.conversion_report["quality"],
+        "quality": quality,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": facts["seconds"],
     }
@@ -311,8 +330,10 @@ def _describe_source(source, stock, kwargs) -> dict:
 def _card_facts(source) -> dict:
     """Licence and language as the source's model card states them; nothing where there is no card to be had."""
     try:
-        card = ModelCard.load(Path(source, "README.md") if Path(source).is_dir() else str(source))
-        facts = card.data.to_dict()
+        if Path(source).is_dir():
+            facts = metadata_load(Path(source, "README.md")) or {}
+        else:
+            facts = ModelCard.load(str(source)).data.to_dict()
     except Exception:  # a card is optional, and people write strange ones
         return {}
     names = ("license", "license_name", "license_link", "language")

@@ -111,7 +111,7 @@ def latent_weights(latent: Latent, weights: Mapping[str, Tensor], device: torch.
     """
 
     def on_device(name: str) -> Tensor:
-        return weights[name].to(device or weights[name].device, torch.float64)
+        return weights[name].to(device or weights[name].device).to(torch.float64)  # MPS has no float64: move first
 
     def stacked(kind: str) -> Tensor:
         return torch.stack([on_device(f"{name}.{kind}.weight") for name in latent.attentions])
@@ -151,5 +151,5 @@ def factorised_weights(
     if factors.mean is not None:
         bias = value_bias(latent_weights(latent, weights, factors.down.device), factors, stock_mean)
         for i, name in enumerate(latent.attentions):
-            new[f"{name}.v_proj.bias"] = weights[f"{name}.v_proj.bias"].to(bias) + bias[i]
-    return {name: tensor.to(original.device, original.dtype).contiguous() for name, tensor in new.items()}
+            new[f"{name}.v_proj.bias"] = weights[f"{name}.v_proj.bias"].to(bias.device).to(bias.dtype) + bias[i]
+    return {name: tensor.to(original.dtype).to(original.device).contiguous() for name, tensor in new.items()}

@@ -5,8 +5,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import log_softmax
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from .calibration import Example, batches
@@ -33,6 +34,7 @@ class HeldOut:
     """Held-out examples with the stock model's predictions, against which conversions are measured.
 
     Teacher-forced: every token is predicted from the stock transcript before it. Tokens of the prompt are left out.
+    The stock logits stay on the model's device: 4 bytes × vocabulary for every token.
 
     Args:
         stock: the stock model in evaluation mode.
@@ -40,12 +42,13 @@ class HeldOut:
         batch_size: clips at once.
     """
 
-    def __init__(self, stock: nn.Module, examples: Sequence[Example], batch_size: int = 8):
+    def __init__(self, stock: PreTrainedModel, examples: Sequence[Example], batch_size: int = 8):
         if not examples:
             raise ValueError("examples: at least one held-out example is needed to measure a conversion.")
         self._batches = []
         starts = range(0, len(examples), batch_size)
-        for start, batch in zip(starts, batches(examples, batch_size, stock), strict=True):
+        shown = "Predicting held-out audio"
+        for start, batch in zip(starts, batches(examples, batch_size, stock, shown), strict=True):
             prompts = torch.tensor([example.prompt_length for example in examples[start : start + batch_size]])
             positions = torch.arange(batch["mask"].shape[1])
             batch["mask"] &= (positions >= prompts[:, None] - 1).to(batch["mask"].device)
@@ -55,7 +58,7 @@ class HeldOut:
             self._batches.append(batch)
 
     @staticmethod
-    def _logits(model: nn.Module, batch: dict[str, Tensor], encoder_states: Tensor) -> Tensor:
+    def _logits(model: PreTrainedModel, batch: dict[str, Tensor], encoder_states: Tensor) -> Tensor:
         output = model(
             encoder_outputs=BaseModelOutput(last_hidden_state=encoder_states),
             decoder_input_ids=batch["decoder_input_ids"],
@@ -64,14 +67,14 @@ class HeldOut:
         return output.logits[batch["mask"]].float()
 
     @torch.no_grad()
-    def measure(self, model: nn.Module, same_encoder: bool = False) -> Quality:
+    def measure(self, model: PreTrainedModel, same_encoder: bool = False) -> Quality:
         """Compare `model` with the stock model.
 
         Args:
             model: a stock or converted model.
             same_encoder: its encoder is the stock model's, whose outputs are kept.
         """
-        kl, agreeing, tokens = 0.0, 0, 0
+        kl, agreeing, tokens = 0.0, 0.0, 0
         for batch in self._batches:
             states = batch["encoder_states"]
             if not same_encoder:
@@ -85,7 +88,7 @@ class HeldOut:
 
 
 @contextmanager
-def approximated(stock: nn.Module, factors: Mapping[Latent, Factors]) -> Iterator[nn.Module]:
+def approximated(stock: PreTrainedModel, factors: Mapping[Latent, Factors]) -> Iterator[PreTrainedModel]:
     """The stock model with some projections replaced by `W_UK W_D`, `W_UV W_D`: what the conversion would compute.
 
     Args:
@@ -109,7 +112,9 @@ def approximated(stock: nn.Module, factors: Mapping[Latent, Factors]) -> Iterato
             weights[key].copy_(tensor)
 
 
-def write_approximation(model: nn.Module, latent: Latent, factors: Factors, stock_mean: Tensor | None = None) -> None:
+def write_approximation(
+    model: PreTrainedModel, latent: Latent, factors: Factors, stock_mean: Tensor | None = None
+) -> None:
     """Write `W_UK W_D`, `W_UV W_D` and the value bias into a model with stock attention, in place.
 
     Args:

@@ -25,20 +25,22 @@ class Choice:
 
     @property
     def ranks(self) -> list[int]:
-        """The ranks to choose from, ascending.
+        """The ranks to choose from, see `allowed_ranks`."""
+        return allowed_ranks(len(self.errors) - 1, self.minimum, self.maximum, self.multiple)
 
-        Raises:
-            ValueError: there are none.
-        """
-        width = len(self.errors) - 1
-        multiples = range(self.multiple, width, self.multiple)
-        allowed = [rank for rank in (*multiples, width) if self.minimum <= rank <= self.maximum]
-        if not allowed:
-            raise ValueError(
-                f"No multiple of rank_multiple={self.multiple} lies between min_rank={self.minimum} and "
-                f"max_rank={self.maximum}."
-            )
-        return allowed
+
+def allowed_ranks(width: int, minimum: int, maximum: int, multiple: int) -> list[int]:
+    """Multiples, and the full rank, within bounds; ascending.
+
+    Raises:
+        ValueError: there are none.
+    """
+    allowed = [rank for rank in (*range(multiple, width, multiple), width) if minimum <= rank <= maximum]
+    if not allowed:
+        raise ValueError(
+            f"No multiple of rank_multiple={multiple} lies between min_rank={minimum} and max_rank={maximum}."
+        )
+    return allowed
 
 
 def total_cost(choices: Sequence[Choice], ranks: Sequence[int]) -> int:
@@ -73,7 +75,8 @@ def uniform_ranks(choices: Sequence[Choice], budget: int) -> list[int]:
 def greedy_ranks(choices: Sequence[Choice], budget: int) -> list[int]:
     """Start from the smallest ranks; give the next step to the latent that loses most error per byte, while it fits.
 
-    For convex error curves (tails of singular values are) no other choice of whole steps removes more error per byte.
+    For convex error curves (tails of squared singular values are) and until a step does not fit, no other ranks with
+    as few bytes have less error.
 
     Args:
         choices: of each latent.

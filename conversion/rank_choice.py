@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from transformers import PreTrainedModel
 from transformers.utils import logging
 from transformers.utils.logging import tqdm
 
@@ -12,7 +13,7 @@ from .errors import ConversionError
 from .factorise import Decompositions
 from .latents import Latent
 from .quality import HeldOut, approximated
-from .rank_allocation import Choice, greedy_ranks, smallest_ranks, total_cost, uniform_ranks
+from .rank_allocation import Choice, allowed_ranks, greedy_ranks, smallest_ranks, total_cost, uniform_ranks
 
 logger = logging.get_logger(__name__)
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -48,18 +49,63 @@ class Budget:
         given = {name: value for name, value in goals.items() if value is not None}
         if len(given) > 1:
             raise ConversionError(f"{', '.join(given)}: give one of them.")
-        if self.cache_cut is not None and not 0 < self.cache_cut < 1:
-            raise ConversionError(f"cache_cut={self.cache_cut}: expected a share between 0 and 1, such as 0.95.")
-        if self.max_kl is not None and not 0 < self.max_kl < float("inf"):
-            raise ConversionError(f"max_kl={self.max_kl}: expected a positive number of nats, such as 0.01.")
+        if self.cache_cut is not None and not (_is_number(self.cache_cut) and 0 < self.cache_cut < 1):
+            raise ConversionError(f"cache_cut={self.cache_cut!r}: expected a share between 0 and 1, such as 0.95.")
+        if self.max_kl is not None and not (_is_number(self.max_kl) and 0 < self.max_kl < float("inf")):
+            raise ConversionError(f"max_kl={self.max_kl!r}: expected a positive number of nats, such as 0.01.")
         if self.cache_bytes is not None and parse_bytes(self.cache_bytes) < 1:
             raise ConversionError(f"cache_bytes={self.cache_bytes}: expected at least one byte.")
         for name in ("rank_multiple", "min_rank", "max_rank"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConversionError(f"{name}={value!r}: expected an integer, at least 1.")
             if value is not None and not given:
                 raise ConversionError(f"{name}={value!r}: only with cache_cut, cache_bytes or max_kl.")
+
+    def multiple(self, width: int) -> int:
+        """What ranks of a model of `width` are multiples of."""
+        return self.rank_multiple or (16 if width >= 512 else 4)
+
+    def ranks(self, width: int) -> list[int]:
+        """The ranks to choose from in a model of `width`.
+
+        Raises:
+            ConversionError: there are none.
+        """
+        try:
+            return allowed_ranks(width, self.min_rank or 1, min(self.max_rank or width, width), self.multiple(width))
+        except ValueError as error:
+            raise ConversionError(str(error)) from error
+
+    def bytes_for(
+        self, latents: Sequence[Latent], width: int, stock_bytes: int, fixed_bytes: int, bytes_per_value: int
+    ) -> int | None:
+        """What latents whose rank is to be chosen may cost; None for `max_kl`.
+
+        Args:
+            latents: those whose rank is to be chosen.
+            width: of the model.
+            stock_bytes: decode cache of the stock model, one stream.
+            fixed_bytes: what latents of given ranks need.
+            bytes_per_value: of the cache.
+
+        Raises:
+            ConversionError: the smallest ranks need more; the message says how much.
+        """
+        if self.max_kl is not None:
+            return None
+        if self.cache_bytes is not None:
+            goal, limit = f"cache_bytes={self.cache_bytes}", parse_bytes(self.cache_bytes)
+        else:
+            goal, limit = f"cache_cut={self.cache_cut}", int(stock_bytes * (1 - (self.cache_cut or 0)))
+        rank = self.ranks(width)[0]
+        smallest = fixed_bytes + rank * bytes_per_value * sum(latent.positions for latent in latents)
+        if smallest > limit:
+            raise ConversionError(
+                f"{goal}: cannot be met. The smallest possible cache is {smallest:,} bytes (a cut of "
+                f"{1 - smallest / stock_bytes:.4f}), at rank {rank}; see min_rank and rank_multiple."
+            )
+        return limit - fixed_bytes
 
 
 @dataclass(frozen=True)
@@ -79,6 +125,10 @@ class RankChoice:
     kl: dict[str, float]
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def parse_bytes(size: int | str) -> int:
     """ "12MB" to 12,000,000; KiB, MiB and GiB are powers of 1024.
 
@@ -95,10 +145,10 @@ def choose_ranks(
     budget: Budget,
     latents: Sequence[Latent],
     decompositions: Decompositions,
-    stock: torch.nn.Module,
+    stock: PreTrainedModel,
     held_out: HeldOut | None,
-    stock_bytes: int,
-    fixed_bytes: int,
+    given: Sequence[Latent],
+    spendable: int | None,
     bytes_per_value: int,
 ) -> RankChoice:
     """Spend the budget over self-attention and cross-attention together, once evenly and once where it counts.
@@ -112,53 +162,41 @@ def choose_ranks(
         decompositions: of the method.
         stock: in float32.
         held_out: None where there is none.
-        stock_bytes: decode cache of the stock model, one stream.
-        fixed_bytes: of it, what latents of given ranks will need.
+        given: latents of given low ranks, which are in place whenever a choice is measured.
+        spendable: bytes, see `Budget.bytes_for`; None for `max_kl`.
         bytes_per_value: of the cache.
 
     Raises:
-        ConversionError: the budget cannot be met; the message says what could be.
+        ConversionError: `max_kl` cannot be met; the message says what could be.
     """
+    if budget.max_kl is not None and held_out is None:
+        raise ConversionError("max_kl: needs held-out audio. Calibrate on at least two clips (calibration=).")
     width = decompositions.width
-    multiple = budget.rank_multiple or (16 if width >= 512 else 4)
+    allowed, multiple = budget.ranks(width), budget.multiple(width)
     choices = []
     for latent in tqdm(latents, desc="Error by rank", unit="latent"):
         spectrum = decompositions.of(latent, width, keep=True).singular_values.cpu().square()
         errors = torch.cat([spectrum.flip(0).cumsum(0).flip(0), spectrum.new_zeros(width + 1 - len(spectrum))])
         errors[width:] = 0
-        top = min(budget.max_rank or width, width)
-        choices.append(Choice(errors, latent.positions * bytes_per_value, budget.min_rank or 1, top, multiple))
+        choices.append(Choice(errors, latent.positions * bytes_per_value, allowed[0], allowed[-1], multiple))
+    in_place = {latent: decompositions.of(latent, latent.rank) for latent in given} if held_out else {}
+    same_encoder = not any(latent.in_encoder for latent in given)
 
     def measured(ranks: list[int]) -> float:
         assert held_out is not None
         chosen = zip(latents, ranks, strict=True)
         factors = {latent: decompositions.of(latent, rank) for latent, rank in chosen if rank < width}
-        with approximated(stock, factors):
-            return held_out.measure(stock, same_encoder=True).kl
+        with approximated(stock, {**in_place, **factors}):
+            return held_out.measure(stock, same_encoder).kl
 
     allocations: dict[str, Callable[[Sequence[Choice], int], list[int]]] = {
         "uniform": uniform_ranks,
         "greedy": greedy_ranks,
     }
-    try:
-        smallest = total_cost(choices, smallest_ranks(choices))
-        if budget.max_kl is not None:
-            return _cheapest(budget.max_kl, latents, choices, allocations, measured if held_out else None)
-        limit = (
-            parse_bytes(budget.cache_bytes)
-            if budget.cache_bytes is not None
-            else int(stock_bytes * (1 - (budget.cache_cut or 0)))
-        )
-        if smallest + fixed_bytes > limit:
-            smallest += fixed_bytes
-            goal = f"cache_cut={budget.cache_cut}" if budget.cache_cut else f"cache_bytes={budget.cache_bytes}"
-            raise ConversionError(
-                f"{goal}: cannot be met. The smallest possible cache is {smallest:,} bytes (a cut of "
-                f"{1 - smallest / stock_bytes:.4f}), with ranks of {multiple}; see min_rank and rank_multiple."
-            )
-        found = {name: allocate(choices, limit - fixed_bytes) for name, allocate in allocations.items()}
-    except ValueError as error:
-        raise error if isinstance(error, ConversionError) else ConversionError(str(error)) from error
+    if budget.max_kl is not None:
+        return _cheapest(budget.max_kl, latents, choices, allocations, measured)
+    assert spendable is not None
+    found = {name: allocate(choices, spendable) for name, allocate in allocations.items()}
     if held_out is None:
         best = "greedy" if decompositions.errors_are_comparable else "uniform"
         return _choice(latents, found[best], best, f"{best} ranks; no held-out audio to compare on", {})
@@ -171,16 +209,15 @@ def choose_ranks(
 
 def _cheapest(max_kl, latents, choices, allocations, measured) -> RankChoice:
     """The smallest cache whose KL divergence is within the bound, by bisection on bytes."""
-    if measured is None:
-        raise ConversionError("max_kl: needs held-out audio. Calibrate on at least two clips (calibration=).")
-    results = {}
+    met: dict[str, tuple[list[int], float]] = {}
+    missed: list[float] = []
     for name, allocate in allocations.items():
         low = total_cost(choices, smallest_ranks(choices))
         high = total_cost(choices, [choice.ranks[-1] for choice in choices])
         ranks = allocate(choices, high)
         kl = measured(ranks)
         if kl > max_kl:
-            results[name] = (None, kl)
+            missed.append(kl)
             continue
         # The KL divergence falls with the ranks up to noise, so bisection may miss a slightly smaller cache.
         step = min(choice.cost * choice.multiple for choice in choices)
@@ -192,11 +229,12 @@ def _cheapest(max_kl, latents, choices, allocations, measured) -> RankChoice:
                 ranks, kl, high = tried, kl_tried, middle
             else:
                 low = middle
-        results[name] = (ranks, kl)
-    met = {name: (ranks, kl) for name, (ranks, kl) in results.items() if ranks is not None}
+        met[name] = (ranks, kl)
     if not met:
-        best = min(kl for _, kl in results.values())
-        raise ConversionError(f"max_kl={max_kl}: cannot be met within max_rank. The best found is {best:.3g}.")
+        raise ConversionError(
+            f"max_kl={max_kl}: cannot be met with the ranks allowed (max_rank, or ranks given). The best found is "
+            f"{min(missed):.3g}."
+        )
     best = min(met, key=lambda name: (total_cost(choices, met[name][0]), met[name][1]))
     ranks, kl = met[best]
     reason = f"{best} ranks: the smaller cache with a KL to stock of at most {max_kl} on held-out audio ({kl:.2g})"

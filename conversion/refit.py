@@ -32,6 +32,6 @@ def refit(weight: Tensor, down: Tensor, cross: Tensor, covariance: Tensor, *, da
         raise ValueError(f"cross has shape {list(cross.shape)}: expected {list(covariance.shape)}, as the covariance.")
     inputs = whitening(covariance, damping)
     noise = damping * covariance.diagonal().to(torch.float64).mean()
-    cross = cross.to(torch.float64) + noise * torch.eye(len(cross), dtype=torch.float64, device=cross.device)
+    cross = cross.to(inputs.root) + noise * torch.eye(len(cross), dtype=torch.float64, device=inputs.root.device)
     decode = inputs.inverse @ torch.linalg.pinv(down.to(torch.float64) @ inputs.root)  # C^{-1/2} (W_D C^{1/2})^+
     return weight.to(torch.float64) @ (cross @ decode)

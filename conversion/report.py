@@ -2,13 +2,13 @@
 
 import json
 import os
-import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import WhisperForConditionalGeneration
 
 from whisper_mla.configuration.cache_size import cache_size
 
@@ -26,7 +26,7 @@ REPORT_NAME, PICTURE_NAME = "report.json", "report.png"
 
 
 def conversion_report(
-    stock: torch.nn.Module,
+    stock: WhisperForConditionalGeneration,
     model: "WhisperMLAForConditionalGeneration",
     found: Sequence[Factorised],
     statistics: Statistics | None,
@@ -135,9 +135,14 @@ def draw_report(report: dict, path: str | os.PathLike) -> None:
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:
-    """Bytes: the largest resident set of this process so far, and what PyTorch allocated at most on a CUDA device."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    """Bytes: the largest resident set of this process so far (not known on Windows), and what PyTorch allocated at most
+    on a CUDA device."""
+    peak = {}
+    if sys.platform != "win32":
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak["process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     if device.type == "cuda":
         peak["cuda"] = torch.cuda.max_memory_allocated(device)
     return peak

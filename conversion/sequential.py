@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from .calibration import Example, InputMoments, batches, forced_logits
 
@@ -33,7 +34,11 @@ class _ReachedError(Exception):
 
 @torch.no_grad()
 def paired_moments(
-    stock: nn.Module, converted: nn.Module, attention: str, examples: Sequence[Example], batch_size: int = 8
+    stock: PreTrainedModel,
+    converted: PreTrainedModel,
+    attention: str,
+    examples: Sequence[Example],
+    batch_size: int = 8,
 ) -> PairedMoments:
     """Run both models up to one attention over the same examples.
 
@@ -66,14 +71,14 @@ def paired_moments(
     )
 
 
-def _input_of(model: nn.Module, attention: str, batch: dict[str, Tensor]) -> Tensor:
+def _input_of(model: PreTrainedModel, attention: str, batch: dict[str, Tensor]) -> Tensor:
     seen = []
 
     def hook(module, arguments):
         seen.append(arguments[0])
         raise _ReachedError
 
-    handle = model.get_submodule(attention).k_proj.register_forward_pre_hook(hook)
+    handle = model.get_submodule(f"{attention}.k_proj").register_forward_pre_hook(hook)
     try:
         forced_logits(model, batch, encoder_gradients=False)
     except _ReachedError:

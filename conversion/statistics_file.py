@@ -84,11 +84,12 @@ def load_statistics(path: str | os.PathLike) -> Statistics:
             )
             for number, length in enumerate(facts["prompt_lengths"])
         ]
+        source = dict(facts["source"])
     except ConversionError:
         raise
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConversionError(f"{path}: damaged statistics file ({error}). Calibrate again.") from error
     queries = {name.removeprefix("queries."): tensor for name, tensor in tensors.items() if name.startswith("queries.")}
     if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
         raise ConversionError(f"{path}: damaged statistics file (NaN or infinite values). Calibrate again.")
-    return Statistics(inputs, queries, held_out, facts["source"])
+    return Statistics(inputs, queries, held_out, source, name=str(path))

@@ -138,8 +138,10 @@ def prepare(arguments):
     if any(isinstance(corpus, IterableDataset) for corpus in evaluation):
         raise ValueError("evaluation: streaming is not for evaluation sets.")
     if data_args.label_source == "teacher":
+        transcripts = data_args.transcripts_dir or Path(args.output_dir) / "teacher_transcripts"
         corpora = [
-            transcribed(corpus, teacher, processor, label_maker, args, index) for index, corpus in enumerate(corpora)
+            transcribed(corpus, teacher, processor, label_maker, args, Path(transcripts) / str(index))
+            for index, corpus in enumerate(corpora)
         ]
     trainer = HealingTrainer(
         model=model,
@@ -155,11 +157,10 @@ def prepare(arguments):
     return trainer, processor
 
 
-def transcribed(corpus, teacher, processor, label_maker, args, index):
+def transcribed(corpus, teacher, processor, label_maker, args, cache):
     """A corpus with the teacher's transcripts as its text."""
     if isinstance(corpus, IterableDataset):
         raise ValueError("label_source='teacher': not for streams, whose transcripts could not be kept. Do not stream.")
-    cache = Path(args.output_dir) / "teacher_transcripts" / str(index)
     share = {"rank": args.process_index, "world_size": args.world_size, "batch_size": args.eval_batch_size}
     teacher.to(args.device)
     teacher_transcripts(teacher, processor, corpus, label_maker, cache, **share)

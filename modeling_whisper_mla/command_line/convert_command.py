@@ -100,6 +100,8 @@ def convert(
 ):
     if (preserved_key_dims or preserved_key_selection != "uniform") and method not in (None, "joint_svd"):
         raise typer.BadParameter("--preserved-key-dims and --preserved-key-selection belong to --method joint_svd.")
+    if preserved_key_selection != "uniform" and not preserved_key_dims:
+        raise typer.BadParameter("--preserved-key-selection needs --preserved-key-dims.")
     arguments: dict[str, Any] = {
         "kv_rank": ranks(kv_rank),
         "cross_kv_rank": ranks(cross_kv_rank),
@@ -124,17 +126,18 @@ def convert(
     hub: dict[str, Any] = {} if revision is None else {"revision": revision}
     loading = {} if dtype is None else {"dtype": getattr(torch, dtype)}
     model = from_whisper(source, **arguments, **loading, **hub)
+    conversion: Any = model.conversion_report
     with written_aside(target, overwrite) as folder:
-        write_report(model.conversion_report, folder)
+        write_report(conversion, folder)
         model.save_pretrained(folder, include_code=include_code, max_shard_size=max_shard_size)
         if not save_processor(source, folder, **hub):
             console.note(f"Note: {source} has no processor; transcribing needs one.")
     report = cache_report(model.config, bytes_per_value=model.dtype.itemsize)
     console.output.print(cache_table(report, title=str(target)))
     console.output.print(describe_ranks(report), highlight=False)
-    if model.conversion_report["latents"]:
-        console.output.print(latents_table(model.conversion_report))
-    for line in quality_lines(model.conversion_report):
+    if conversion["latents"]:
+        console.output.print(latents_table(conversion))
+    for line in quality_lines(conversion):
         console.output.print(line, highlight=False)
 
 

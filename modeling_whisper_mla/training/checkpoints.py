@@ -3,11 +3,14 @@
 import json
 import os
 from pathlib import Path
+from typing import cast
 
+from torch import nn
 from transformers import ProcessorMixin, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from whisper_mla.conversion.checkpoint_folder import written_aside
+from whisper_mla.freezing import trainable_parameters
 
 
 def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
@@ -32,19 +35,36 @@ def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
 def save_final(trainer: Trainer, processor: ProcessorMixin, target: str | os.PathLike) -> None:
     """Save the trained model with its processor as a checkpoint folder that `from_pretrained` loads.
 
-    Adapters are merged. All processes must call it; the first one writes.
+    Adapters are merged. The conversion record gets an entry `healing`: its other entries, errors and quality, are those
+    right after conversion. All processes must call it; the first one writes.
 
     Raises:
         ConversionError: the folder exists and holds anything but a checkpoint, or cannot be written.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
+    healing = _describe_healing(trainer)
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
         weights = model.state_dict()
     else:
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if getattr(model, "conversion_record", None) is not None:
+        model.conversion_record = {**model.conversion_record, "healing": healing}
     if trainer.is_world_process_zero():
         with written_aside(target, overwrite=True) as folder:
             model.save_pretrained(folder, state_dict=weights)
             processor.save_pretrained(folder)
     trainer.accelerator.wait_for_everyone()
+
+
+def _describe_healing(trainer: Trainer) -> dict:
+    args, names = trainer.args, trainable_parameters(cast(nn.Module, trainer.model)).names
+    return {
+        "loss": getattr(args, "loss", None),
+        "steps": trainer.state.global_step,
+        "best_step": trainer.state.best_global_step,
+        "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "learning_rate": args.learning_rate,
+        "seed": args.seed,
+        "trained_tensors": list(names),
+    }

@@ -41,6 +41,7 @@ class HealingTrainer(Seq2SeqTrainer):
     """
 
     args: HealingArguments
+    model: nn.Module
 
     def __init__(
         self, model: PreTrainedModel, args: HealingArguments, teacher: PreTrainedModel | None = None, **kwargs
@@ -69,7 +70,7 @@ class HealingTrainer(Seq2SeqTrainer):
             for module in (self.teacher.model.decoder, self.teacher.proj_out):
                 module.to(args.device)
             if not self.shares_encoder:
-                self.teacher.to(args.device)
+                self.teacher.to(args.device)  # type: ignore[arg-type]
         self.add_callback(StepInEveryEpoch())
         self._student_modules, self._teacher_modules = self._compared_modules(_whisper_of(model))
 
@@ -203,7 +204,7 @@ class StepInEveryEpoch(TrainerCallback):
             )
 
 
-def _whisper_of(model: nn.Module) -> PreTrainedModel:
+def _whisper_of(model: Any) -> PreTrainedModel:
     """The Whisper inside an adapter model, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 

@@ -3,10 +3,11 @@
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from transformers import HfArgumentParser
@@ -60,7 +61,8 @@ class DataArguments:
             is that environment variable.
         evaluation: the same, for the word error rate; together one set.
         probabilities: of drawing from each training set; None: equal.
-        label_source: "transcripts", or "teacher": its greedy transcripts, made once and kept in `output_dir`.
+        label_source: "transcripts", or "teacher": its greedy transcripts, made once and kept on disk.
+        transcripts_dir: where those are kept; None: in `output_dir`. Runs with the same teacher and data can share it.
         task: "transcribe" or "translate".
         lowercase: write transcripts in lower case.
         normalizer: of the word error rate: "auto", "english", "basic" or "none".
@@ -74,6 +76,7 @@ class DataArguments:
     evaluation: dict | str | None = field(default=None, metadata={"help": "list of datasets, as JSON"})
     probabilities: dict | str | None = field(default=None, metadata={"help": "list of numbers, as JSON"})
     label_source: str = field(default="transcripts", metadata={"help": "transcripts or teacher"})
+    transcripts_dir: str | None = field(default=None, metadata={"help": "of the teacher; default: in output_dir"})
     task: str = field(default="transcribe", metadata={"help": "transcribe or translate"})
     lowercase: bool = field(default=False, metadata={"help": "transcripts in lower case"})
     normalizer: str = field(default="auto", metadata={"help": "of the word error rate"})
@@ -108,14 +111,12 @@ def parse_recipe(arguments: Sequence[str] | None = None) -> Recipe:
     Raises:
         ValueError: no such file, a name that no argument has, or a value that none can have.
     """
-    import sys
-
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = HfArgumentParser((ModelArguments, DataArguments, HealingArguments))  # type: ignore[arg-type]
     if arguments and not arguments[0].startswith("-"):
         path = Path(arguments.pop(0))
         parser.set_defaults(**_read_yaml(path, {action.dest for action in parser._actions}))
-    return parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    return cast(Recipe, parser.parse_args_into_dataclasses(arguments, look_for_args_file=False))
 
 
 def _read_yaml(path: Path, known: set[str]) -> dict[str, Any]:
@@ -133,13 +134,41 @@ def _read_yaml(path: Path, known: set[str]) -> dict[str, Any]:
 
 # What can change between a run and its continuation without changing what is learnt.
 _OPERATIONAL = {
-    "output_dir", "logging_dir", "logging_steps", "report_to", "resume_from_checkpoint", "disable_tqdm", "run_name",
-    "save_total_limit", "dataloader_num_workers", "check_processes", "eval_on_start", "logging_strategy",
-    "log_level", "log_on_each_node", "logging_first_step", "push_to_hub", "hub_model_id", "hub_token", "use_cpu",
-    "dataloader_pin_memory", "ddp_backend", "local_rank", "deepspeed", "fsdp", "fsdp_config", "accelerator_config",
-    "eval_strategy", "eval_steps", "save_steps", "save_strategy", "per_device_eval_batch_size",
-    "per_device_train_batch_size", "gradient_accumulation_steps",
-}  # fmt: skip
+    "accelerator_config",
+    "check_processes",
+    "dataloader_num_workers",
+    "dataloader_pin_memory",
+    "ddp_backend",
+    "deepspeed",
+    "disable_tqdm",
+    "eval_on_start",
+    "eval_steps",
+    "eval_strategy",
+    "fsdp",
+    "fsdp_config",
+    "gradient_accumulation_steps",
+    "hub_model_id",
+    "hub_token",
+    "local_rank",
+    "log_level",
+    "log_on_each_node",
+    "logging_dir",
+    "logging_first_step",
+    "logging_steps",
+    "logging_strategy",
+    "output_dir",
+    "per_device_eval_batch_size",
+    "per_device_train_batch_size",
+    "push_to_hub",
+    "report_to",
+    "resume_from_checkpoint",
+    "run_name",
+    "save_steps",
+    "save_strategy",
+    "save_total_limit",
+    "transcripts_dir",
+    "use_cpu",
+}
 
 
 def check_same_recipe(recipe: Recipe, output_dir: str | os.PathLike) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,4 +81,5 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
 
 def decoder_attentions(model: PreTrainedModel) -> list[nn.Module]:
     """Self- and cross-attention of all decoder layers."""
-    return [attention for layer in decoder_layers(model) for attention in (layer.self_attn, layer.encoder_attn)]
+    layers: list[Any] = decoder_layers(model)
+    return [attention for layer in layers for attention in (layer.self_attn, layer.encoder_attn)]

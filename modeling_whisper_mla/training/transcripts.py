@@ -40,7 +40,9 @@ def transcribe_examples(
         codes = [label_maker.language_code(example.get("language")) for example in examples]
         telling = {"language": codes, "task": label_maker.task}
     with torch.inference_mode():
-        tokens = model.generate(features.input_features.to(model.device, model.dtype), **telling)
+        tokens = model.generate(  # type: ignore[operator]
+            features.input_features.to(model.device, model.dtype), **telling
+        )
     return [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
 
 

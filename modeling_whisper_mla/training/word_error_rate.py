@@ -31,7 +31,7 @@ def word_error_metric(tokenizer: WhisperTokenizer, normalizer: str = "auto") -> 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         counts: dict[str, list[ErrorCounts]] = {}
         for labels, tokens in zip(prediction.label_ids, prediction.predictions, strict=True):
-            language = tokenizer.convert_ids_to_tokens(int(labels[0])).strip("<|>")
+            language = str(tokenizer.convert_ids_to_tokens(int(labels[0]))).strip("<|>")
             words = normalizer_for(language, normalizer, spelling).words
             reference, hypothesis = (
                 tokenizer.decode(np.where(row == IGNORED, tokenizer.pad_token_id, row), skip_special_tokens=True)
