@@ -48,7 +48,7 @@ def write_model_card(folder: str | os.PathLike) -> None:
         ranks=_describe_ranks(config),
         cache=_cache_rows(config),
         quality=record.get("quality"),
-        training=record.get("training"),
+        healing=record.get("healing"),
         version=__version__,
     )
     card.save(folder / "README.md")

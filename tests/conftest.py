@@ -19,7 +19,8 @@ from whisper_mla import WhisperMLAForConditionalGeneration
 
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+# Workers side by side (pytest -n) get one thread each.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 ASSETS = Path(str(files("whisper_mla") / "assets"))
 

@@ -35,8 +35,12 @@ def record_lines(record: dict) -> list[str]:
     calibration = record.get("calibration")
     if calibration and calibration.get("used"):
         lines.append(f"Calibrated on {calibration['clips']} clips, {calibration['seconds']} s of audio.")
-    if record.get("training"):
-        lines.append(f"Trained after the conversion: {record['training']['description']}.")
+    healing = record.get("healing")
+    if healing:
+        lines.append(
+            f"Trained after the conversion: {healing.get('steps')} steps, {healing.get('loss')}. What follows was "
+            "measured before."
+        )
     return lines
 
 
