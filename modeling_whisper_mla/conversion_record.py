@@ -43,10 +43,12 @@ def read_conversion_record(
         return None
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if not isinstance(record, dict):
+            raise ValueError("not a JSON object")
+    except (OSError, ValueError, RecursionError) as error:
         logger.warning(f"{source}: {name} cannot be read ({error}); going on without it.")
         return None
-    return record if isinstance(record, dict) else None
+    return record
 
 
 def write_conversion_record(folder: str | os.PathLike, record: dict) -> None:

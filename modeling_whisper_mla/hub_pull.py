@@ -19,7 +19,7 @@ from .hub_retries import retried
 
 CONFIG_FILES = ("config.json",)
 # Of a repository's weights those that `from_pretrained` reads, not their variants (model.fp32-00001-of-00002.…).
-CHECKPOINT_FILES = ("*.json", "*.txt", "*.jinja", "*.py", "*.safetensors")
+CHECKPOINT_FILES = ("*.json", "*.txt", "*.jinja", "*.py", "*.safetensors", "README.md")
 _PICKLED_WEIGHTS = ("pytorch_model*.bin",)
 _IGNORED = ("*/*", "model.?*.safetensors")
 

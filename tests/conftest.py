@@ -8,6 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Tables and messages as wide as they like, whatever terminal the tests run in.
+os.environ["COLUMNS"] = "200"
 
 import pytest
 import soundfile

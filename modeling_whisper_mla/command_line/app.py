@@ -2,6 +2,7 @@
 
 import functools
 import json
+from pathlib import Path
 from typing import Annotated, Any, cast
 
 import torch
@@ -16,7 +17,7 @@ from whisper_mla.conversion.checkpoint_folder import check_target, written_aside
 from whisper_mla.conversion.processor import save_processor
 from whisper_mla.conversion.report import REPORT_NAME
 from whisper_mla.conversion.source import load_checkpoint, read_config_fields
-from whisper_mla.conversion_record import read_conversion_record
+from whisper_mla.conversion_record import RECORD_NAME, read_conversion_record
 
 from . import console
 from .cache_table import cache_report, cache_table, describe_ranks
@@ -137,7 +138,7 @@ def inspect(
     report = cache_report(
         config, batch_size, positions or config.max_target_positions, num_beams, getattr(torch, dtype).itemsize
     )
-    record, conversion = read_conversion_record(model, revision), read_conversion_record(model, revision, REPORT_NAME)
+    record, conversion = (read_strictly(model, revision, name) for name in (RECORD_NAME, REPORT_NAME))
     if as_json:
         console.output.print_json(json.dumps({"model": model, **report, "record": record, "report": conversion}))
         return
@@ -149,6 +150,14 @@ def inspect(
         console.output.print(latents_table(conversion))
     for line in quality_lines(conversion) if conversion else []:
         console.output.print(line, highlight=False)
+
+
+def read_strictly(model: str, revision: str | None, name: str) -> dict | None:
+    """A record beside the weights, or None if there is none; one that is damaged is an error here."""
+    record = read_conversion_record(model, revision, name)
+    if record is None and Path(model, name).exists():
+        raise ConversionError(f"{model}: {name} cannot be read. Copy the checkpoint again, or remove the file.")
+    return record
 
 
 @command(

@@ -92,7 +92,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def printed(result, folder: Path) -> str:
-    return result.stdout.replace(str(folder), "FOLDER")
+    """Without the record of the conversion: a changed date in it is not a changed model."""
+    text = result.stdout.replace(str(folder), "FOLDER")
+    if not text.startswith("{"):
+        return text
+    return json.dumps({name: value for name, value in json.loads(text).items() if name not in ("record", "report")})
 
 
 @pytest.mark.parametrize("part", range(PARTS))
