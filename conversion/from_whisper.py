@@ -2,27 +2,19 @@
 
 import copy
 import os
-import platform
 import time
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, cast
 
 import torch
-import transformers
-from huggingface_hub import ModelCard
-from huggingface_hub.repocard import metadata_load
 from transformers import PreTrainedModel, WhisperForConditionalGeneration
 from transformers.utils import logging
 
 from whisper_mla.configuration.cache_size import cache_size
-from whisper_mla.configuration.configuration_whisper_mla import LATENT_FIELDS, WhisperMLAConfig
-from whisper_mla.conversion_record import sha256_of_weights
+from whisper_mla.configuration.configuration_whisper_mla import WhisperMLAConfig
 from whisper_mla.modeling_whisper_mla import WhisperMLAForConditionalGeneration
-from whisper_mla.version import __version__
 
 from .arguments import method_options
-from .calibrate import NO_PROCESSOR, calibrate, model_name, read_calibration, running_copy, weights_fingerprint
+from .calibrate import NO_PROCESSOR, calibrate, read_calibration, running_copy
 from .calibration import Statistics
 from .errors import ConversionError
 from .factorise import (
@@ -38,8 +30,9 @@ from .methods import METHODS, needs_moments
 from .processor import load_processor
 from .quality import HeldOut
 from .rank_choice import Budget, choose_ranks, with_ranks
+from .record import conversion_record
 from .report import conversion_report, peak_memory
-from .source import load_whisper, local_folder, read_config
+from .source import load_whisper, read_config
 
 logger = logging.get_logger(__name__)
 
@@ -205,7 +198,9 @@ def from_whisper(
     }
     report = conversion_report(stock, model, found, statistics, quality, choice, facts)
     model.conversion_report = cast(Any, report)
-    model.conversion_record = _record(source, stock, model, statistics, found, facts, report["quality"], kwargs)
+    model.conversion_record = conversion_record(
+        source, stock, model.config, statistics, found, facts, report["quality"], kwargs
+    )
     return model
 
 
@@ -288,56 +283,6 @@ def _processor_of(source, kwargs: dict[str, Any]):
 def _hub_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
     names = ("cache_dir", "local_files_only", "token", "revision", "subfolder")
     return {name: arguments[name] for name in names if name in arguments}
-
-
-def _record(source, stock, model, statistics, found, facts, quality, kwargs) -> dict:
-    """What conversion.json says; see `whisper_mla.conversion_record`."""
-    calibration = None
-    if statistics is not None:
-        calibration = {**statistics.source, "used": bool(found)}
-    return {
-        "format": 1,
-        "source": _describe_source(source, stock, kwargs),
-        "versions": {
-            "whisper-mla": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
-        **{name: facts[name] for name in ("method", "method_options", "sequential", "rank_choice")},
-        "ranks": {field: getattr(model.config, field) for field in LATENT_FIELDS},
-        "calibration": calibration,
-        "latents": [
-            {"name": item.latent.name, "rank": item.latent.rank, "relative_error": item.factors.relative_error}
-            for item in found
-        ],
-        "quality": quality,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": facts["seconds"],
-    }
-
-
-def _describe_source(source, stock, kwargs) -> dict:
-    """Name, revision and checksums of what was converted: of weight files, or of the weights of a model in memory."""
-    if isinstance(source, PreTrainedModel):
-        return {"name": model_name(stock), "revision": None, "sha256": {"weights": weights_fingerprint(stock)}}
-    folder = Path(local_folder(source, **kwargs), kwargs.get("subfolder") or "")
-    revision = getattr(stock.config, "_commit_hash", None)
-    sha256 = sha256_of_weights(folder) if folder.is_dir() else {"weights": weights_fingerprint(stock)}
-    return {"name": model_name(stock), "revision": revision, "sha256": sha256, **_card_facts(source)}
-
-
-def _card_facts(source) -> dict:
-    """Licence and language as the source's model card states them; nothing where there is no card to be had."""
-    try:
-        if Path(source).is_dir():
-            facts = metadata_load(Path(source, "README.md")) or {}
-        else:
-            facts = ModelCard.load(str(source)).data.to_dict()
-    except Exception:  # a card is optional, and people write strange ones
-        return {}
-    names = ("license", "license_name", "license_link", "language")
-    return {name: facts[name] for name in names if facts.get(name)}
 
 
 __all__ = ["METHODS", "from_whisper"]
