@@ -1,6 +1,6 @@
 """Statistics of what attention reads, gathered while a Whisper decodes calibration audio."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
+from .kronecker import KroneckerFactors, KroneckerSums
 from .latent_weights import Moments
-from .latents import ENCODER_OUTPUT_NORM, Latent
+from .latents import Latent, input_name
+from .slopes import AttentionHooks
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class InputStatistics:
     mean: Tensor
     covariance: Tensor
     gradient: Tensor | None = None
+    kronecker: KroneckerFactors | None = None
 
 
 @dataclass
@@ -112,12 +115,7 @@ class Statistics:
             raise ValueError(f"The statistics do not cover {latent.name}: calibrate this model again.")
         of_input = self.inputs[name]
         query = torch.stack([self.queries[attention] for attention in latent.attentions])
-        return Moments(of_input.count, of_input.mean, of_input.covariance, query, of_input.gradient)
-
-
-def input_name(attention: str) -> str:
-    """Where the statistics of an attention's keys and values are: all cross-attentions read the encoder output."""
-    return ENCODER_OUTPUT_NORM if attention.endswith("encoder_attn") else attention
+        return Moments(of_input.count, of_input.mean, of_input.covariance, query, of_input.gradient, of_input.kronecker)
 
 
 def gather_statistics(
@@ -130,16 +128,17 @@ def gather_statistics(
     batch_size: int | None = None,
     seed: int = 0,
 ) -> Statistics:
-    """Run the model over examples, teacher-forced, and accumulate moments at every attention in one pass.
+    """Run the model over examples, teacher-forced, and accumulate moments at every attention.
 
     Padding of the decoder is left out; padding of the audio is not, because Whisper reads silence like speech. The
     Fisher information comes from gradients of random projections of the logits whose covariance is that of the
     log-likelihood's gradient, `diag(p) - p p^T`: unlike sampled tokens they do not vanish where the model is sure.
+    Moments take one pass; `KroneckerFactors`, which start from them, a second.
 
     Args:
         model: a stock `WhisperForConditionalGeneration` in evaluation mode. Its weights and gradients stay as they are.
         examples: at least one.
-        gradients: gather the Fisher information too, for `method="fisher"`; takes about four times as long.
+        gradients: gather the Fisher information too, for `method="fisher"`; takes about eight times as long.
         encoder: gather for encoder self-attention too; without it, gradients stop at the encoder's output.
         draws: random projections per token.
         batch_size: clips at once; None: as many as the gradients of the encoder leave memory for, at most 4.
@@ -158,83 +157,77 @@ def gather_statistics(
         for name, module in model.named_modules()
         if hasattr(module, "k_proj") and (encoder or ".encoder." not in name)
     }
+    size = batch_size or _batch_size(model, gradients and encoder)
+    generator = torch.Generator(device=model.device).manual_seed(seed)
+    mask: Tensor | None = None
+
+    def passes(hooks: AttentionHooks, description: str) -> Iterator[Tensor]:
+        """Forward and backward passes: for every draw, or once without gradients, the logits `[tokens, vocabulary]`."""
+        nonlocal mask
+        with hooks, _frozen(model), torch.set_grad_enabled(gradients):
+            for batch in batches(examples, size, model, description):
+                mask = batch["mask"]
+                logits = forced_logits(model, batch, encoder)[mask]
+                for draw in range(draws if gradients else 1):
+                    if gradients:
+                        hooks.slopes.clear()
+                        logits.backward(_projection(logits.detach(), generator), retain_graph=draw < draws - 1)
+                    yield logits.detach()
+
     inputs = {input_name(name): InputMoments() for name in attentions}
     queries = {name: (0, torch.zeros(())) for name in attentions}
     fishers = {name: torch.zeros((), dtype=torch.float64, device=model.device) for name in inputs}
-    slopes: dict[str, Tensor] = {}
-    mask: Tensor | None = None
-    tokens = 0
+    predicted = 0  # tokens, counted once for every draw
 
     def of_text(states: Tensor, name: str) -> Tensor:
         return states[mask] if ".decoder." in name else states.flatten(0, 1)
 
-    def see_query(name: str) -> Callable:
-        def hook(module, arguments, output):
-            attention = attentions[name]
-            query = of_text(output.detach(), name).double() * attention.scaling
-            query = query.unflatten(-1, (attention.num_heads, -1)).transpose(0, 1)
-            count, total = queries[name]
-            queries[name] = (count + query.shape[1], total.to(query) + query.transpose(1, 2) @ query)
+    def see_query(name: str, output: Tensor) -> None:
+        attention = attentions[name]
+        query = of_text(output, name).double() * attention.scaling
+        query = query.unflatten(-1, (attention.num_heads, -1)).transpose(0, 1)
+        count, total = queries[name]
+        queries[name] = (count + query.shape[1], total.to(query) + query.transpose(1, 2) @ query)
 
-        return hook
-
-    def see_projection(name: str, is_key: bool) -> Callable:
-        source = input_name(name)
-        is_first = source == name or name.startswith("model.decoder.layers.0.")  # all cross-attentions read the same
-
-        def hook(module, arguments, output):
-            if is_key and is_first:
-                inputs[source].update(of_text(arguments[0].detach(), source))
-            if gradients:
-                weight = module.weight.detach()
-                output.requires_grad_()
-
-                def add(slope):  # to the gradient with respect to the projection's input
-                    slopes[source] = slopes.get(source, 0) + (slope @ weight).double()
-
-                output.register_hook(add)
-
-        return hook
-
-    handles = []
-    for name, attention in attentions.items():
-        handles.append(attention.q_proj.register_forward_hook(see_query(name)))
-        handles.append(attention.k_proj.register_forward_hook(see_projection(name, is_key=True)))
-        handles.append(attention.v_proj.register_forward_hook(see_projection(name, is_key=False)))
-    generator = torch.Generator(device=model.device).manual_seed(seed)
-    try:
-        with _frozen(model), torch.set_grad_enabled(gradients):
-            size = batch_size or _batch_size(model, gradients and encoder)
-            for batch in batches(examples, size, model, "Gathering statistics"):
-                mask = batch["mask"]
-                logits = forced_logits(model, batch, encoder)[mask]
-                tokens += logits.shape[0]
-                for draw in range(draws if gradients else 0):
-                    slopes.clear()
-                    logits.backward(_projection(logits.detach(), generator), retain_graph=draw < draws - 1)
-                    for name, slope in slopes.items():
-                        rows = slope.flatten(0, 1)
-                        fishers[name] = fishers[name] + rows.T @ rows
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = AttentionHooks(
+        attentions, lambda place, states: inputs[place].update(of_text(states, place)), see_query, gradients
+    )
+    for logits in passes(hooks, "Gathering statistics"):
+        predicted += logits.shape[0]
+        for place, slope in hooks.slopes.items():
+            rows = slope.flatten(0, 1)
+            fishers[place] = fishers[place] + rows.T @ rows
+    factors: dict[str, KroneckerFactors] = {}
+    if gradients:
+        sums = {
+            place: KroneckerSums(fishers[place] / predicted, seen.mean, seen.covariance)
+            for place, seen in inputs.items()
+        }
+        states: dict[str, Tensor] = {}
+        hooks = AttentionHooks(attentions, states.__setitem__)
+        for _ in passes(hooks, "Gathering gradients"):
+            for place, slope in hooks.slopes.items():
+                sums[place].update(states[place], slope)
+        factors = {place: found.factors.to("cpu") for place, found in sums.items()}
     statistics = Statistics(
         inputs={
-            name: InputStatistics(
+            place: InputStatistics(
                 seen.count,
                 seen.mean.cpu(),
                 seen.covariance.cpu(),
-                fishers[name].cpu() / (tokens * draws) if gradients else None,
+                fishers[place].cpu() / predicted if gradients else None,
+                factors.get(place),
             )
-            for name, seen in inputs.items()
+            for place, seen in inputs.items()
         },
         queries={name: (total / count).cpu() for name, (count, total) in queries.items()},
     )
-    for name, found in statistics.inputs.items():
-        if not all(
-            torch.isfinite(part).all() for part in (found.mean, found.covariance, found.gradient) if part is not None
-        ):
-            raise ValueError(f"The activations at {name} are NaN or infinite: calibrate in float32 (dtype).")
+    for place, found in statistics.inputs.items():
+        parts = [found.mean, found.covariance, found.gradient]
+        if found.kronecker is not None:
+            parts += [found.kronecker.gradient, found.kronecker.covariance]
+        if not all(torch.isfinite(part).all() for part in parts if part is not None):
+            raise ValueError(f"The activations at {place} are NaN or infinite: calibrate in float32 (dtype).")
     return statistics
 
 
@@ -261,8 +254,9 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 def _projection(logits: Tensor, generator: torch.Generator) -> Tensor:
     """Random vectors `[tokens, vocabulary]` with covariance `diag(p) - p p^T`, the Fisher information of the logits."""
     probabilities = logits.double().softmax(dim=-1)
-    noise = torch.randn(logits.shape, generator=generator, dtype=torch.float64, device=logits.device)
-    scaled = probabilities.sqrt() * noise
+    # Signs instead of normal numbers: the same covariance, less noise in the estimate.
+    signs = torch.randint(0, 2, logits.shape, generator=generator, device=logits.device) * 2 - 1
+    scaled = probabilities.sqrt() * signs
     return (scaled - probabilities * scaled.sum(dim=-1, keepdim=True)).to(logits.dtype)
 
 

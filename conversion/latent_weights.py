@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .kronecker import KroneckerFactors
+
 
 @dataclass(frozen=True)
 class LatentWeights:
@@ -73,6 +75,7 @@ class Moments:
         gradient: `[d, d]`, sum over positions of the Fisher information of `x` as keys and values read it, per
             predicted token, in nats: a small change `δ` of every `x` costs `½ Σ δ^T gradient δ` of KL per token. None
             where it was not gathered.
+        kronecker: the Fisher information as a Kronecker product, of whole transcripts; None where not gathered.
 
     Raises:
         ValueError: no vectors, values that are not finite, or shapes that do not fit each other.
@@ -83,6 +86,7 @@ class Moments:
     covariance: Tensor
     query: Tensor
     gradient: Tensor | None = None
+    kronecker: KroneckerFactors | None = None
 
     def __post_init__(self):
         if self.count < 1:
@@ -93,8 +97,12 @@ class Moments:
             raise ValueError(f"query has shape {list(self.query.shape)}: expected [attentions, heads, D, D].")
         if self.gradient is not None:
             _check_shape("gradient", self.gradient, (width, width))
-        for name in ("mean", "covariance", "query", "gradient"):
-            statistic = getattr(self, name)
+        statistics = {name: getattr(self, name) for name in ("mean", "covariance", "query", "gradient")}
+        if self.kronecker is not None:
+            for name in ("gradient", "covariance"):
+                _check_shape(f"kronecker.{name}", getattr(self.kronecker, name), (width, width))
+                statistics[f"kronecker.{name}"] = getattr(self.kronecker, name)
+        for name, statistic in statistics.items():
             if statistic is not None and not torch.isfinite(statistic).all():
                 raise ValueError(f"{name} holds NaN or infinite values: calibrate again.")
 
@@ -114,6 +122,7 @@ class Moments:
             covariance=self.covariance.to(device, torch.float64),
             query=self.query.to(device, torch.float64),
             gradient=None if self.gradient is None else self.gradient.to(device, torch.float64),
+            kronecker=None if self.kronecker is None else self.kronecker.to(device, torch.float64),
         )
 
 

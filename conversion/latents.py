@@ -48,6 +48,11 @@ class Latent:
         return self.norm == ENCODER_OUTPUT_NORM
 
 
+def input_name(attention: str) -> str:
+    """Where the statistics of an attention's keys and values are: all cross-attentions read the encoder output."""
+    return ENCODER_OUTPUT_NORM if attention.endswith("encoder_attn") else attention
+
+
 def latents_of(config: WhisperMLAConfig) -> list[Latent]:
     """All latents of a configuration in the order in which the model computes them, exact ones included.
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from .calibration import Example, InputStatistics, Statistics
 from .errors import ConversionError
+from .kronecker import KroneckerFactors
 
 _FORMAT = "whisper-mla statistics 1"
 
@@ -32,6 +34,9 @@ def save_statistics(statistics: Statistics, path: str | os.PathLike) -> None:
         tensors[f"inputs.{name}.covariance"] = found.covariance
         if found.gradient is not None:
             tensors[f"inputs.{name}.gradient"] = found.gradient
+        if found.kronecker is not None:
+            tensors[f"inputs.{name}.kronecker.gradient"] = found.kronecker.gradient
+            tensors[f"inputs.{name}.kronecker.covariance"] = found.kronecker.covariance
     for name, query in statistics.queries.items():
         tensors[f"queries.{name}"] = query
     for number, example in enumerate(statistics.held_out):
@@ -73,6 +78,7 @@ def load_statistics(path: str | os.PathLike) -> Statistics:
                 tensors[f"inputs.{name}.mean"],
                 tensors[f"inputs.{name}.covariance"],
                 tensors.get(f"inputs.{name}.gradient"),
+                _kronecker(tensors, f"inputs.{name}.kronecker"),
             )
             for name, count in facts["counts"].items()
         }
@@ -93,3 +99,9 @@ def load_statistics(path: str | os.PathLike) -> Statistics:
     if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
         raise ConversionError(f"{path}: damaged statistics file (NaN or infinite values). Calibrate again.")
     return Statistics(inputs, queries, held_out, source, name=str(path))
+
+
+def _kronecker(tensors: dict[str, Tensor], prefix: str) -> KroneckerFactors | None:
+    if f"{prefix}.gradient" not in tensors:
+        return None
+    return KroneckerFactors(tensors[f"{prefix}.gradient"], tensors[f"{prefix}.covariance"])

@@ -23,8 +23,10 @@ def fisher(
     through keys and values, of all attentions that share the latent. With `g` and `x` taken as independent (as in
     K-FAC, arXiv 1503.05671; for low-rank approximation: generalised Fisher-weighted SVD, arXiv 2505.17974) the best
     latent is a weighted decomposition whose left weight is `F` itself, a `[d, d]` matrix, however many attentions read
-    the latent. Unlike queries and output projections (`attention`), `F` knows what later layers make of an error, and
-    its unit is the same in every layer.
+    the latent. They are not independent, and errors of one transcript add up: where the statistics have the Kronecker
+    factors that know this (see `whisper_mla.conversion.kronecker`), `F` and the covariance are the means of both
+    estimates, because the better ones are noisier. Unlike queries and output projections (`attention`), `F` knows what
+    later layers make of an error, and its unit is the same in every layer.
 
     `F` is local: directions to which the model is indifferent at the moment matter once the error is large. A share of
     the metric of `attention` keeps these.
@@ -49,10 +51,14 @@ def fisher(
     moments = required(moments, "fisher").for_weights(weights)
     if moments.gradient is None:
         raise ValueError("moments.gradient=None: fisher needs statistics with gradients. Calibrate again.")
-    inputs = whitening(moments.covariance, damping, moments.mean)
-    energy = (moments.gradient * inputs.covariance).sum()
+    gradient, covariance = moments.gradient, moments.covariance
+    if moments.kronecker is not None:
+        gradient = (gradient + moments.kronecker.gradient) / 2
+        covariance = (covariance + moments.kronecker.covariance) / 2
+    inputs = whitening(covariance, damping, moments.mean)
+    energy = (gradient * inputs.covariance).sum()
     if energy <= 0:
         raise ValueError("moments.gradient is zero: the model's predictions do not depend on this latent at all.")
     blocks = [*key_blocks(weights, moments), *value_blocks(weights)]
     general = sum_of_blocks(blocks, inputs, balance=True) / len(blocks)
-    return weighted_svd(weights, moments.gradient + floor * energy * general, rank, inputs, moments.mean)
+    return weighted_svd(weights, gradient + floor * energy * general, rank, inputs, moments.mean)
