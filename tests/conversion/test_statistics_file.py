@@ -30,6 +30,8 @@ def test_a_round_trip_changes_no_bit(tiny_statistics, path):
     for name, found in tiny_statistics.inputs.items():
         again = loaded.inputs[name]
         assert again.count == found.count
+        for part in ("gradient", "covariance"):
+            assert torch.equal(getattr(found.kronecker, part), getattr(again.kronecker, part))
         for part in ("mean", "covariance", "gradient"):
             assert torch.equal(getattr(again, part), getattr(found, part))
             assert getattr(again, part).dtype == torch.float64

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from whisper_mla.conversion.kronecker import KroneckerFactors
 from whisper_mla.conversion.latent_weights import Moments
 from whisper_mla.conversion.methods import METHODS, attention, covariance, fisher, joint_svd, layer_norm, needs_moments
 
@@ -200,6 +201,20 @@ def test_fisher_counts_in_nats():
     assert factors.squared_error / 2 == pytest.approx(divergence.item(), rel=1e-5)
 
 
+def test_fisher_takes_the_mean_of_both_estimates():
+    weights = random_weights(heads=2, head_dim=4, seed=13)
+    moments, other = random_moments(weights), random_moments(weights, seed=5)
+    factors = KroneckerFactors(2 * moments.gradient.flip(0, 1), other.covariance)
+    found = fisher(weights, replace(moments, kronecker=factors), 3)
+    mean = replace(
+        moments,
+        gradient=(moments.gradient + factors.gradient) / 2,
+        covariance=(moments.covariance + factors.covariance) / 2,
+    )
+    assert torch.allclose(product(found), product(fisher(weights, mean, 3)), atol=1e-9)
+    assert not torch.allclose(product(found), product(fisher(weights, moments, 3)), atol=1e-2)
+
+
 def test_fisher_without_usable_gradients():
     weights = random_weights()
     moments = random_moments(weights)
@@ -211,6 +226,9 @@ def test_fisher_without_usable_gradients():
         fisher(weights, moments, 2, floor=-0.1)
     with pytest.raises(ValueError, match=r"gradient has shape \[5, 6\]: expected \[6, 6\]"):
         replace(moments, gradient=moments.gradient[:5])
+    factors = KroneckerFactors(moments.gradient, moments.covariance[:5])
+    with pytest.raises(ValueError, match=r"kronecker.covariance has shape \[5, 6\]: expected \[6, 6\]"):
+        replace(moments, kronecker=factors)
 
 
 def test_attentions_that_share_a_latent_count_alike():
