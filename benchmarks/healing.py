@@ -28,6 +28,7 @@ from transformers.utils.logging import tqdm
 from whisper_mla import WhisperMLAForConditionalGeneration
 from whisper_mla.configuration.cache_size import cache_size
 from whisper_mla.configuration.configuration_whisper_mla import WhisperMLAConfig
+from whisper_mla.conversion.methods import METHODS
 from whisper_mla.evaluation.audio_folders import read_audio_folder
 from whisper_mla.evaluation.evaluate_model import evaluate_model
 from whisper_mla.evaluation.normalizers import normalizer_for
@@ -59,25 +60,43 @@ class Job:
         return "-".join(str(part) for part in (self.method, self.rank, self.healing) if part is not None)
 
 
-def jobs(methods: list[str], ranks: list[int], healings: list[str], data: Path) -> list[Job]:
-    """The control first, then what costs least."""
+def jobs(conversions: list[tuple[str, int]], healings: list[str], data: Path) -> list[Job]:
+    """The control first, then what costs least.
+
+    Args:
+        conversions: methods and ranks.
+        healings: names of `LOSSES`.
+        data: with the calibration audio.
+    """
     arguments = {
         "paper": {"method": "joint_svd", "preserved_key_dims": 4},
         "joint_svd": {"method": "joint_svd"},
     }
     found = [Job("stock", None, None, "converted"), Job("stock", None, None, "cross-entropy")]
     for healing in ["converted", *healings]:
-        for rank in ranks:
-            for method in methods:
-                if method == "paper" and rank <= 16:
-                    continue  # that much is taken by the preserved dimensions
-                calibrated = {"method": method, "calibration": str(data / "calibration")}
-                found.append(Job(method, rank, {"kv_rank": rank, **arguments.get(method, calibrated)}, healing))
+        for method, rank in conversions:
+            calibrated = {"method": method, "calibration": str(data / "calibration")}
+            found.append(Job(method, rank, {"kv_rank": rank, **arguments.get(method, calibrated)}, healing))
     return found
 
 
-def heal(job: Job, run: Path, data: Path, runs: Path, steps: int) -> None:
-    """Train in a process of its own; begun before, it goes on."""
+def method_and_rank(text: str) -> tuple[str, int]:
+    """ "fisher:16" to its parts."""
+    method, _, rank = text.partition(":")
+    if method not in ("paper", *METHODS) or not rank.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a method and a rank, such as fisher:16")
+    return method, int(rank)
+
+
+def finetune_command(job: Job, run: Path, data: Path, runs: Path, steps: int, **changes) -> list[str]:
+    """How `examples/finetune.py` heals a job; begun before, it goes on.
+
+    Args:
+        run: folder of the run.
+        data, runs: folders of the data and of all runs.
+        steps: of training.
+        changes: to the options.
+    """
     options = {
         "model": MODEL,
         "conversion": job.conversion,
@@ -95,11 +114,12 @@ def heal(job: Job, run: Path, data: Path, runs: Path, steps: int) -> None:
         "save_total_limit": 1,
         "transcripts_dir": str(runs / "teacher_transcripts"),
         **(LOSSES[job.healing] or {}),
+        **changes,
     }
     command = [sys.executable, str(EXAMPLES / "finetune.py"), str(EXAMPLES / "recipes" / "digits.yaml")]
     for name, value in options.items():
         command += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
-    subprocess.run(command, check=True)
+    return command
 
 
 def measure(job: Job, run: Path, utterances, processor) -> list:
@@ -130,10 +150,10 @@ def run_all(arguments, data: Path, runs: Path) -> list[dict]:
     processor = WhisperProcessor.from_pretrained(MODEL)
     stock_config = WhisperForConditionalGeneration.from_pretrained(MODEL).config
     scored, rows = {}, []
-    for job in tqdm(jobs(arguments.methods, arguments.ranks, arguments.healings, data), desc="Jobs"):
+    for job in tqdm(jobs(arguments.conversions, arguments.healings, data), desc="Jobs"):
         run, start = runs / job.name, time.monotonic()
         if job.healing != "converted" and not (run / "final").is_dir():
-            heal(job, run, data, runs, arguments.steps)
+            subprocess.run(finetune_command(job, run, data, runs, arguments.steps), check=True)
         results = measure(job, run, utterances, processor)
         scored[job.name] = score_utterances(results, lambda language: normalizer_for(language, "basic"))
         summary = summarise(scored[job.name])
@@ -215,9 +235,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with train_takes, calibration and dev")
     parser.add_argument("--runs", type=Path, default=Path("runs/healing"), help="where runs are kept and continued")
-    parser.add_argument("--steps", type=int, default=400, help="of every training run, 16 strings each")
-    parser.add_argument("--methods", nargs="+", default=["paper", "joint_svd", "fisher"])
-    parser.add_argument("--ranks", nargs="+", type=int, default=[32, 24, 16, 12, 8])
+    parser.add_argument("--steps", type=int, default=300, help="of every training run, 16 strings each")
+    parser.add_argument(
+        "--conversions",
+        nargs="+",
+        type=method_and_rank,
+        metavar="METHOD:RANK",
+        default=[("paper", 24), ("joint_svd", 16), ("joint_svd", 8), ("fisher", 16), ("fisher", 8)],
+        help="of the methods of conversion, and paper; the paper's needs a rank above 16",
+    )
     parser.add_argument("--healings", nargs="+", default=list(LOSSES)[1:], choices=list(LOSSES)[1:])
     parser.add_argument("--name", default="healing_digits", help="of the result files")
     arguments = parser.parse_args()

@@ -49,7 +49,7 @@ class KroneckerFactors:
 
 
 class KroneckerSums:
-    """Streaming sums for one turn.
+    """Streaming sums for one turn, float64; the products of each transcript are in the dtype of its states.
 
     Args:
         gradient: `[d, d]`, `A` of K-FAC.
@@ -69,12 +69,12 @@ class KroneckerSums:
             states: `[batch, positions, d]`, `x`.
             slopes: `[batch, positions, d]`, `g`; zero at padding.
         """
-        states = states.to(self._mean) - self._mean
-        slopes = slopes.to(self._mean)
+        states = states - self._mean.to(states)
+        slopes = slopes.to(states)
         # G itself would be [d, d] for every transcript; x and g are [positions, d].
-        between = slopes @ self._gradient_inverse @ slopes.transpose(1, 2)
+        between = slopes @ self._gradient_inverse.to(states) @ slopes.transpose(1, 2)
         self._covariance += (states.transpose(1, 2) @ between @ states).sum(dim=0)
-        between = states @ self._covariance_inverse @ states.transpose(1, 2)
+        between = states @ self._covariance_inverse.to(states) @ states.transpose(1, 2)
         self._gradient += (slopes.transpose(1, 2) @ between @ slopes).sum(dim=0)
 
     @property

@@ -38,11 +38,12 @@ def test_one_turn_is_the_formula():
     sums.update(states[:4], slopes[:4])
     sums.update(states[4:].float(), slopes[4:])
     found = sums.factors
+    assert found.gradient.dtype == found.covariance.dtype == FLOAT
     products = torch.einsum("bsi,bsj->bij", slopes, states - mean)
     gradient = torch.einsum("bij,jk,blk->il", products, damped_inverse(start.covariance), products)
     covariance = torch.einsum("bij,ik,bkl->jl", products, damped_inverse(start.gradient), products)
-    assert relative_distance(found.gradient, gradient * start.gradient.trace() / gradient.trace()) < 1e-6
-    assert relative_distance(found.covariance / found.covariance.trace(), covariance / covariance.trace()) < 1e-6
+    assert relative_distance(found.gradient, gradient * start.gradient.trace() / gradient.trace()) < 1e-5
+    assert relative_distance(found.covariance / found.covariance.trace(), covariance / covariance.trace()) < 1e-5
 
 
 def test_sizes_are_those_of_the_start():
