@@ -191,6 +191,7 @@ def main(arguments=None):
         path.with_suffix(".partial").write_text(json.dumps(results, indent=1) + "\n")
         path.with_suffix(".partial").replace(path)
         print(json.dumps(results, indent=1))
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """One process of two that train a sharded model (FSDP 2, gloo, CPU); its argument is the file for the weights."""
 
+import os
 import sys
 
 import torch
@@ -46,3 +47,5 @@ def main(out: str) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1])
+    # Gloo's threads may still hold Python's tensors while the interpreter shuts down, which would abort the process.
+    os._exit(0)
