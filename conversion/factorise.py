@@ -58,13 +58,17 @@ class Decompositions:
         statistics: Statistics | None,
         device: torch.device,
     ):
-        self.method = functools.partial(METHODS[method], **options)
+        self.method, self.options = functools.partial(METHODS[method], **options), options
         self.weights, self.statistics, self.device = weights, statistics, device
         # Preserved key dimensions are rows apart, which a truncation of full-rank factors would lose.
         self._nested = not options.get("preserved_key_dims")
         self._largest: dict[str, Factors] = {}
         self.name = method
         self.width = next(tensor.shape[0] for name, tensor in weights.items() if name.endswith("q_proj.weight"))
+
+    def with_options(self, options: dict[str, Any]) -> "Decompositions":
+        """The same with other options of the method; remembers nothing of this one."""
+        return Decompositions(self.name, options, self.weights, self.statistics, self.device)
 
     @property
     def errors_are_comparable(self) -> bool:
@@ -115,14 +119,19 @@ def factorise_sequentially(
         moments = replace(
             statistics.moments(latent), count=paired.count, mean=paired.mean.cpu(), covariance=paired.covariance.cpu()
         )
-        factors = refitted(weights, decompositions.method(weights, moments, latent.rank), paired.cross, moments)
+        # What `fisher` decomposes with is not the covariance alone; a refit to that would undo its weighting.
+        weighed = moments.kronecker.covariance if decompositions.name == "fisher" and moments.kronecker else None
+        factors = decompositions.method(weights, moments, latent.rank)
+        factors = refitted(weights, factors, paired.cross, moments, weighed)
         item = Factorised(latent, factors, paired.stock_mean.cpu())
         write_approximation(converted, item.latent, item.factors, item.stock_mean)
         found.append(item)
     return found
 
 
-def refitted(weights: LatentWeights, factors: Factors, cross: Tensor, moments: Moments) -> Factors:
+def refitted(
+    weights: LatentWeights, factors: Factors, cross: Tensor, moments: Moments, weighed: Tensor | None = None
+) -> Factors:
     """The factors with up projections fitted to the inputs, centred at their mean; see `refit`.
 
     Args:
@@ -130,13 +139,27 @@ def refitted(weights: LatentWeights, factors: Factors, cross: Tensor, moments: M
         factors: whose down projection stays.
         cross: `[d, d]`, `E[(x - E x)(x_new - E x_new)^T]`.
         moments: of `x_new`.
+        weighed: `[d, d]`, another estimate of the covariance, in which `x_new` and `x` are the same: the fit is to the
+            means of it and of `cross` and the covariance; None: to these alone.
     """
     moments = moments.for_weights(weights)
+    covariance = moments.covariance
+    if weighed is not None:
+        weighed = weighed.to(covariance)
+        cross, covariance = (cross.to(covariance) + weighed) / 2, (covariance + weighed) / 2
 
     def fit(stack: Tensor) -> Tensor:
-        return refit(stack.flatten(0, 1), factors.down, cross, moments.covariance).unflatten(0, stack.shape[:2])
+        return refit(stack.flatten(0, 1), factors.down, cross, covariance).unflatten(0, stack.shape[:2])
 
     return replace(factors, key_up=fit(weights.key), value_up=fit(weights.value), mean=moments.mean)
+
+
+def searched_options(method: str, options: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
+    """All completions of a method's options by the values to search; the name is empty where nothing is searched."""
+    name, values = SEARCHED.get(method, ("", ()))
+    if not name or name in options:
+        return "", [options]
+    return name, [{**options, name: value} for value in values]
 
 
 def search_option(
@@ -160,15 +183,15 @@ def search_option(
     Returns:
         tuple: the options, completed; and what was tried: the option's value and the KL that it gave.
     """
-    name, values = SEARCHED.get(method, ("", ()))
-    if not name or name in options or held_out is None or not latents:
+    name, completions = searched_options(method, options)
+    if not name or held_out is None or not latents:
         return options, []
     same_encoder = not any(latent.in_encoder for latent in latents)
     tried = []
-    for value in tqdm(values, desc=f"Searching {name}", unit="value"):
-        decompositions = Decompositions(method, {**options, name: value}, stock.state_dict(), statistics, device)
+    for completed in tqdm(completions, desc=f"Searching {name}", unit="value"):
+        decompositions = Decompositions(method, completed, stock.state_dict(), statistics, device)
         with approximated(stock, {latent: decompositions.of(latent, latent.rank) for latent in latents}):
-            tried.append({name: value, "kl": held_out.measure(stock, same_encoder).kl})
+            tried.append({name: completed[name], "kl": held_out.measure(stock, same_encoder).kl})
     best = min(tried, key=lambda trial: trial["kl"])
     return {**options, name: best[name]}, tried
 

@@ -14,6 +14,7 @@ from whisper_mla.configuration.configuration_whisper_mla import WhisperMLAConfig
 from whisper_mla.modeling_whisper_mla import WhisperMLAForConditionalGeneration
 
 from .arguments import method_options
+from .budget import Budget
 from .calibrate import NO_PROCESSOR, calibrate, read_calibration, running_copy
 from .calibration import Statistics
 from .errors import ConversionError
@@ -29,7 +30,7 @@ from .latents import Latent, latents_of
 from .methods import METHODS, needs_moments
 from .processor import load_processor
 from .quality import HeldOut
-from .rank_choice import Budget, choose_ranks, with_ranks
+from .rank_choice import choose_ranks, with_ranks
 from .record import conversion_record
 from .report import conversion_report, peak_memory
 from .source import load_whisper, read_config
@@ -169,7 +170,7 @@ def from_whisper(
         decompositions = Decompositions(method, options, weights, statistics, device)
         others = [latent for latent in latents if latent not in free and latent.rank < config.d_model]
         choice = choose_ranks(budget, free, decompositions, running, held_out, others, spendable, size)
-        latents = with_ranks(latents, choice)
+        latents, options = with_ranks(latents, choice), choice.options
         config = _configuration(stock, latents, latent_fields)
     low_rank = [latent for latent in latents if latent.rank < config.d_model]
     if statistics is not None and needs_audio:
@@ -190,7 +191,7 @@ def from_whisper(
     facts = {
         "method": method if found else "exact",
         "method_options": options if found else {},
-        "option_search": tried,
+        "option_search": tried or (choice.tried if choice is not None else []),
         "sequential": sequential and bool(found),
         "rank_choice": None if choice is None else {"allocation": choice.allocation, "reason": choice.reason},
         "seconds": round(time.monotonic() - started, 1),

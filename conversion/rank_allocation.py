@@ -1,8 +1,9 @@
 """Ranks under a budget: pure functions from error curves and costs to one rank for each latent."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 
@@ -41,6 +42,24 @@ def allowed_ranks(width: int, minimum: int, maximum: int, multiple: int) -> list
             f"No multiple of rank_multiple={multiple} lies between min_rank={minimum} and max_rank={maximum}."
         )
     return allowed
+
+
+def error_by_rank(singular_values: Tensor, width: int) -> Tensor:
+    """`[d + 1]`: the squared error of each rank, the tail of the squared singular values; zero at `d`.
+
+    Args:
+        singular_values: `[up to d]`, descending.
+        width: d.
+    """
+    squares = singular_values.square()
+    errors = torch.cat([squares.flip(0).cumsum(0).flip(0), squares.new_zeros(width + 1 - len(squares))])
+    errors[width:] = 0
+    return errors
+
+
+def rescaled(choice: Choice, factor: float) -> Choice:
+    """The same choice with errors of another size."""
+    return replace(choice, errors=choice.errors * factor)
 
 
 def total_cost(choices: Sequence[Choice], ranks: Sequence[int]) -> int:

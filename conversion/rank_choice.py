@@ -1,111 +1,34 @@
 """Ranks for a stated budget of cache bytes or of quality, settled on held-out audio."""
 
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging
 from transformers.utils.logging import tqdm
 
+from .budget import Budget
 from .errors import ConversionError
-from .factorise import Decompositions
+from .factorise import Decompositions, searched_options
+from .factors import Factors
 from .latents import Latent
 from .quality import HeldOut, approximated
-from .rank_allocation import Choice, allowed_ranks, greedy_ranks, smallest_ranks, total_cost, uniform_ranks
+from .rank_allocation import (
+    Choice,
+    error_by_rank,
+    greedy_ranks,
+    rescaled,
+    smallest_ranks,
+    total_cost,
+    uniform_ranks,
+)
 
 logger = logging.get_logger(__name__)
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What the user allows; exactly one of the first three.
-
-    Attributes:
-        cache_cut: share of the stock decode cache to save, above 0 and below 1.
-        cache_bytes: bytes of the decode cache of one stream, or a text such as "12MB".
-        max_kl: KL divergence to stock per token on held-out audio, in nats.
-        rank_multiple: ranks are multiples of it; None: 16, or 4 where d_model is below 512.
-        min_rank, max_rank: bounds for every latent; None: none.
-    """
-
-    cache_cut: float | None = None
-    cache_bytes: int | str | None = None
-    max_kl: float | None = None
-    rank_multiple: int | None = None
-    min_rank: int | None = None
-    max_rank: int | None = None
-
-    @property
-    def is_given(self) -> bool:
-        """Whether there is a budget at all."""
-        return any(value is not None for value in (self.cache_cut, self.cache_bytes, self.max_kl))
-
-    def check(self) -> None:
-        """Raise `ConversionError` where a value makes no sense."""
-        goals = {"cache_cut": self.cache_cut, "cache_bytes": self.cache_bytes, "max_kl": self.max_kl}
-        given = {name: value for name, value in goals.items() if value is not None}
-        if len(given) > 1:
-            raise ConversionError(f"{', '.join(given)}: give one of them.")
-        if self.cache_cut is not None and not (_is_number(self.cache_cut) and 0 < self.cache_cut < 1):
-            raise ConversionError(f"cache_cut={self.cache_cut!r}: expected a share between 0 and 1, such as 0.95.")
-        if self.max_kl is not None and not (_is_number(self.max_kl) and 0 < self.max_kl < float("inf")):
-            raise ConversionError(f"max_kl={self.max_kl!r}: expected a positive number of nats, such as 0.01.")
-        if self.cache_bytes is not None and parse_bytes(self.cache_bytes) < 1:
-            raise ConversionError(f"cache_bytes={self.cache_bytes}: expected at least one byte.")
-        for name in ("rank_multiple", "min_rank", "max_rank"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ConversionError(f"{name}={value!r}: expected an integer, at least 1.")
-            if value is not None and not given:
-                raise ConversionError(f"{name}={value!r}: only with cache_cut, cache_bytes or max_kl.")
-
-    def multiple(self, width: int) -> int:
-        """What ranks of a model of `width` are multiples of."""
-        return self.rank_multiple or (16 if width >= 512 else 4)
-
-    def ranks(self, width: int) -> list[int]:
-        """The ranks to choose from in a model of `width`.
-
-        Raises:
-            ConversionError: there are none.
-        """
-        try:
-            return allowed_ranks(width, self.min_rank or 1, min(self.max_rank or width, width), self.multiple(width))
-        except ValueError as error:
-            raise ConversionError(str(error)) from error
-
-    def bytes_for(
-        self, latents: Sequence[Latent], width: int, stock_bytes: int, fixed_bytes: int, bytes_per_value: int
-    ) -> int | None:
-        """What latents whose rank is to be chosen may cost; None for `max_kl`.
-
-        Args:
-            latents: those whose rank is to be chosen.
-            width: of the model.
-            stock_bytes: decode cache of the stock model, one stream.
-            fixed_bytes: what latents of given ranks need.
-            bytes_per_value: of the cache.
-
-        Raises:
-            ConversionError: the smallest ranks need more; the message says how much.
-        """
-        if self.max_kl is not None:
-            return None
-        if self.cache_bytes is not None:
-            goal, limit = f"cache_bytes={self.cache_bytes}", parse_bytes(self.cache_bytes)
-        else:
-            goal, limit = f"cache_cut={self.cache_cut}", int(stock_bytes * (1 - (self.cache_cut or 0)))
-        rank = self.ranks(width)[0]
-        smallest = fixed_bytes + rank * bytes_per_value * sum(latent.positions for latent in latents)
-        if smallest > limit:
-            raise ConversionError(
-                f"{goal}: cannot be met. The smallest possible cache is {smallest:,} bytes (a cut of "
-                f"{1 - smallest / stock_bytes:.4f}), at rank {rank}; see min_rank and rank_multiple."
-            )
-        return limit - fixed_bytes
+_ALLOCATIONS: dict[str, Callable[[Sequence[Choice], int], list[int]]] = {
+    "uniform": uniform_ranks,
+    "greedy": greedy_ranks,
+}
 
 
 @dataclass(frozen=True)
@@ -114,31 +37,78 @@ class RankChoice:
 
     Attributes:
         ranks: latent name to rank.
-        allocation: "uniform" or "greedy".
+        allocation: "uniform"; "greedy", by the errors that the method predicts; or "measured", greedy by predictions
+            that were brought to the size of what was measured, latent by latent.
         reason: a sentence for people.
         kl: on held-out audio, by allocation that was measured.
+        options: of the method, completed where an option was chosen together with the ranks.
+        tried: values of that option and the best KL with each.
     """
 
     ranks: dict[str, int]
     allocation: str
     reason: str
     kl: dict[str, float]
+    options: dict[str, Any]
+    tried: list[dict[str, Any]] = field(default_factory=list)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+@dataclass(frozen=True)
+class _Trial:
+    """Ranks that were measured."""
+
+    allocation: str
+    ranks: list[int]
+    kl: float
 
 
-def parse_bytes(size: int | str) -> int:
-    """ "12MB" to 12,000,000; KiB, MiB and GiB are powers of 1024.
+@dataclass(frozen=True)
+class _Candidates:
+    """Allocations of ranks to latents, and the KL divergence that they cost; fields as in `choose_ranks`."""
 
-    Raises:
-        ConversionError: not a size.
-    """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", str(size))
-    if not match or match[2].lower() not in _UNITS:
-        raise ConversionError(f"cache_bytes={size!r}: expected bytes, or a size such as 12MB or 1.5GiB.")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    budget: Budget
+    latents: Sequence[Latent]
+    stock: PreTrainedModel
+    held_out: HeldOut | None
+    given: Sequence[Latent]
+    bytes_per_value: int
+
+    def choices(self, decompositions: Decompositions) -> list[Choice]:
+        """Error curves and costs of the latents."""
+        width = decompositions.width
+        allowed, multiple = self.budget.ranks(width), self.budget.multiple(width)
+        found = []
+        for latent in tqdm(self.latents, desc="Error by rank", unit="latent"):
+            values = decompositions.of(latent, width, keep=True).singular_values.cpu()
+            cost = latent.positions * self.bytes_per_value
+            found.append(Choice(error_by_rank(values, width), cost, allowed[0], allowed[-1], multiple))
+        return found
+
+    def measured(self, decompositions: Decompositions, ranks: Sequence[int]) -> float:
+        """KL divergence with these ranks, latents of given ranks in place."""
+        chosen = [*zip(self.latents, ranks, strict=True), *((latent, latent.rank) for latent in self.given)]
+        return self._kl({item: decompositions.of(item, rank) for item, rank in chosen if rank < decompositions.width})
+
+    def scales(self, decompositions: Decompositions, choices: Sequence[Choice], ranks: Sequence[int]) -> list[float]:
+        """What each latent costs with no other one approximated, relative to what the method predicts.
+
+        A latent that stays exact is measured at the largest rank at which it would not.
+        """
+        found = []
+        bar = tqdm(self.latents, desc="Measuring latents", unit="latent")
+        for latent, choice, rank in zip(bar, choices, ranks, strict=True):
+            rank = min(rank, max((r for r in choice.ranks if r < decompositions.width), default=0))
+            predicted = choice.errors[rank].item()
+            if rank == 0 or predicted == 0:
+                found.append(1.0)
+            else:
+                found.append(self._kl({latent: decompositions.of(latent, rank)}) / predicted)
+        return found
+
+    def _kl(self, factors: Mapping[Latent, Factors]) -> float:
+        assert self.held_out is not None
+        with approximated(self.stock, factors):
+            return self.held_out.measure(self.stock, not any(latent.in_encoder for latent in factors)).kl
 
 
 def choose_ranks(
@@ -153,13 +123,16 @@ def choose_ranks(
 ) -> RankChoice:
     """Spend the budget over self-attention and cross-attention together, once evenly and once where it counts.
 
-    Of both allocations the one with the lower KL divergence on held-out audio is taken; without such audio the greedy
-    one for `fisher`, whose errors have one unit in all layers, and else the even one.
+    Of several allocations the one with the lowest KL divergence on held-out audio is taken, together with the value of
+    the option that held-out audio decides (see `searched_options`). The errors that a method predicts are right while
+    they are small, and for most methods only up to a scale that differs between layers; so the best of these is
+    followed by greedy ranks with the predictions scaled to what each latent costs alone. Without held-out audio the
+    greedy allocation is taken for `fisher`, whose errors have one unit in all layers, and else the even one.
 
     Args:
         budget: with a goal.
         latents: those whose rank is to be chosen.
-        decompositions: of the method.
+        decompositions: of the method, with the options that the user gave.
         stock: in float32.
         held_out: None where there is none.
         given: latents of given low ranks, which are in place whenever a choice is measured.
@@ -171,51 +144,54 @@ def choose_ranks(
     """
     if budget.max_kl is not None and held_out is None:
         raise ConversionError("max_kl: needs held-out audio. Calibrate on at least two clips (calibration=).")
-    width = decompositions.width
-    allowed, multiple = budget.ranks(width), budget.multiple(width)
-    choices = []
-    for latent in tqdm(latents, desc="Error by rank", unit="latent"):
-        spectrum = decompositions.of(latent, width, keep=True).singular_values.cpu().square()
-        errors = torch.cat([spectrum.flip(0).cumsum(0).flip(0), spectrum.new_zeros(width + 1 - len(spectrum))])
-        errors[width:] = 0
-        choices.append(Choice(errors, latent.positions * bytes_per_value, allowed[0], allowed[-1], multiple))
-    in_place = {latent: decompositions.of(latent, latent.rank) for latent in given} if held_out else {}
-    same_encoder = not any(latent.in_encoder for latent in given)
-
-    def measured(ranks: list[int]) -> float:
-        assert held_out is not None
-        chosen = zip(latents, ranks, strict=True)
-        factors = {latent: decompositions.of(latent, rank) for latent, rank in chosen if rank < width}
-        with approximated(stock, {**in_place, **factors}):
-            return held_out.measure(stock, same_encoder).kl
-
-    allocations: dict[str, Callable[[Sequence[Choice], int], list[int]]] = {
-        "uniform": uniform_ranks,
-        "greedy": greedy_ranks,
-    }
+    candidates = _Candidates(budget, latents, stock, held_out, given, bytes_per_value)
     if budget.max_kl is not None:
-        return _cheapest(budget.max_kl, latents, choices, allocations, measured)
+        return _cheapest(budget.max_kl, candidates, decompositions)
     assert spendable is not None
-    found = {name: allocate(choices, spendable) for name, allocate in allocations.items()}
     if held_out is None:
         best = "greedy" if decompositions.errors_are_comparable else "uniform"
-        return _choice(latents, found[best], best, f"{best} ranks; no held-out audio to compare on", {})
-    kl = {name: measured(ranks) for name, ranks in found.items()}
-    best = min(kl, key=lambda name: kl[name])
-    other = "uniform" if best == "greedy" else "greedy"
-    reason = f"{best} ranks: KL to stock {kl[best]:.2g} on held-out audio, {kl[other]:.2g} with {other} ranks"
-    return _choice(latents, found[best], best, reason, kl)
+        ranks = _ALLOCATIONS[best](candidates.choices(decompositions), spendable)
+        reason = f"{best} ranks; no held-out audio to compare on"
+        return _choice(latents, ranks, best, reason, {}, decompositions.options)
+    name, all_options = searched_options(decompositions.name, decompositions.options)
+    found: list[tuple[dict[str, Any], list[_Trial]]] = []
+    for options in all_options:
+        with_options = decompositions.with_options(options)
+        choices = candidates.choices(with_options)
+        allocated = {label: allocate(choices, spendable) for label, allocate in _ALLOCATIONS.items()}
+        trials = [_Trial(label, ranks, candidates.measured(with_options, ranks)) for label, ranks in allocated.items()]
+        found.append((options, trials))
+    options, trials = min(found, key=lambda item: min(trial.kl for trial in item[1]))
+    chosen = decompositions.with_options(options)
+    trials = [*trials, _by_measured_errors(candidates, chosen, min(trials, key=lambda trial: trial.kl), spendable)]
+    first, *others = sorted(trials, key=lambda trial: trial.kl)
+    with_others = ", ".join(f"{trial.kl:.2g} with {trial.allocation} ones" for trial in others)
+    reason = f"{first.allocation} ranks: KL to stock {first.kl:.2g} on held-out audio, {with_others}"
+    kl = {trial.allocation: trial.kl for trial in trials}
+    shown = [{name: tried[name], "kl": min(trial.kl for trial in of_it)} for tried, of_it in found if name]
+    return _choice(latents, first.ranks, first.allocation, reason, kl, options, shown)
 
 
-def _cheapest(max_kl, latents, choices, allocations, measured) -> RankChoice:
+def _by_measured_errors(
+    candidates: _Candidates, decompositions: Decompositions, start: _Trial, spendable: int
+) -> _Trial:
+    """Greedy ranks by errors scaled to what each latent alone costs at about the ranks of `start`."""
+    choices = candidates.choices(decompositions)
+    scales = candidates.scales(decompositions, choices, start.ranks)
+    allocated = greedy_ranks([rescaled(*pair) for pair in zip(choices, scales, strict=True)], spendable)
+    return _Trial("measured", allocated, candidates.measured(decompositions, allocated))
+
+
+def _cheapest(max_kl: float, candidates: _Candidates, decompositions: Decompositions) -> RankChoice:
     """The smallest cache whose KL divergence is within the bound, by bisection on bytes."""
+    choices = candidates.choices(decompositions)
     met: dict[str, tuple[list[int], float]] = {}
     missed: list[float] = []
-    for name, allocate in allocations.items():
+    for name, allocate in _ALLOCATIONS.items():
         low = total_cost(choices, smallest_ranks(choices))
         high = total_cost(choices, [choice.ranks[-1] for choice in choices])
         ranks = allocate(choices, high)
-        kl = measured(ranks)
+        kl = candidates.measured(decompositions, ranks)
         if kl > max_kl:
             missed.append(kl)
             continue
@@ -224,7 +200,7 @@ def _cheapest(max_kl, latents, choices, allocations, measured) -> RankChoice:
         while high - low > step:
             middle = (low + high) // 2
             tried = allocate(choices, middle)
-            kl_tried = measured(tried)
+            kl_tried = candidates.measured(decompositions, tried)
             if kl_tried <= max_kl:
                 ranks, kl, high = tried, kl_tried, middle
             else:
@@ -238,13 +214,14 @@ def _cheapest(max_kl, latents, choices, allocations, measured) -> RankChoice:
     best = min(met, key=lambda name: (total_cost(choices, met[name][0]), met[name][1]))
     ranks, kl = met[best]
     reason = f"{best} ranks: the smaller cache with a KL to stock of at most {max_kl} on held-out audio ({kl:.2g})"
-    return _choice(latents, ranks, best, reason, {name: kl for name, (_, kl) in met.items()})
+    kl_by_allocation = {name: kl for name, (_, kl) in met.items()}
+    return _choice(candidates.latents, ranks, best, reason, kl_by_allocation, decompositions.options)
 
 
-def _choice(latents, ranks, allocation, reason, kl) -> RankChoice:
+def _choice(latents, ranks, allocation, reason, kl, options, tried=()) -> RankChoice:
     logger.info(reason)
     named = {latent.name: rank for latent, rank in zip(latents, ranks, strict=True)}
-    return RankChoice(named, allocation, reason, kl)
+    return RankChoice(named, allocation, reason, kl, options, list(tried))
 
 
 def with_ranks(latents: Sequence[Latent], choice: RankChoice) -> list[Latent]:
@@ -252,4 +229,4 @@ def with_ranks(latents: Sequence[Latent], choice: RankChoice) -> list[Latent]:
     return [replace(latent, rank=choice.ranks.get(latent.name, latent.rank)) for latent in latents]
 
 
-__all__ = ["Budget", "RankChoice", "choose_ranks", "parse_bytes", "with_ranks"]
+__all__ = ["RankChoice", "choose_ranks", "with_ranks"]

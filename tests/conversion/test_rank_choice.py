@@ -8,8 +8,8 @@ import torch
 from tests.conftest import random_whisper
 from whisper_mla.configuration.cache_size import cache_size
 from whisper_mla.conversion import ConversionError, from_whisper, to_whisper
+from whisper_mla.conversion.budget import Budget, parse_bytes
 from whisper_mla.conversion.quality import HeldOut
-from whisper_mla.conversion.rank_choice import Budget, parse_bytes
 
 from .tiny import random_statistics
 
@@ -62,10 +62,10 @@ def test_cache_cut(tiny, tiny_statistics, method, cut):
     assert all(rank % 4 == 0 for rank in ranks)
     kl = report["rank_choice_kl"]
     chosen = report["rank_choice"]["allocation"]
-    assert set(kl) == {"uniform", "greedy"} and kl[chosen] == min(kl.values())
+    assert set(kl) == {"uniform", "greedy", "measured"} and kl[chosen] == min(kl.values())
     assert report["rank_choice"]["reason"].startswith(f"{chosen} ranks: KL to stock")
     assert report["rank_choice"] == model.conversion_record["rank_choice"]
-    if chosen == "greedy":  # not one step more would have fitted
+    if chosen != "uniform":  # not one step more would have fitted
         left = limit - cache_bytes_of(model)
         assert all(left < 4 * cost for cost, rank in zip((SELF, SELF, CROSS), ranks, strict=True) if rank < 32)
     else:
@@ -119,6 +119,35 @@ def test_the_better_allocation_is_chosen(tiny_statistics):
     }
     without = convert(model, unheard, method="covariance", **arguments).conversion_report
     assert without["rank_choice"]["allocation"] == "uniform" and without["quality"] is None
+
+
+def test_predictions_are_corrected_by_measurements():
+    """Keys and values of one layer are large, but nothing of them is used: `covariance` cannot know, KL can."""
+    model = random_whisper()
+    with torch.no_grad():
+        unheard = model.model.decoder.layers[0].self_attn
+        unheard.k_proj.weight.mul_(30), unheard.v_proj.weight.mul_(30)
+        unheard.q_proj.weight.mul_(1e-3), unheard.q_proj.bias.mul_(1e-3), unheard.out_proj.weight.mul_(1e-4)
+    arguments = {"cross_kv_rank": 32, "cache_bytes": 32 * CROSS + 32 * SELF, "method": "covariance"}
+    converted = convert(model, random_statistics(model), **arguments)
+    report = converted.conversion_report
+    assert report["rank_choice"]["allocation"] == "measured" and converted.config.kv_ranks == [4, 28]
+    kl = report["rank_choice_kl"]
+    assert kl["measured"] < kl["uniform"] / 2 < kl["greedy"]
+
+
+def test_an_option_is_chosen_with_the_ranks(tiny, tiny_statistics):
+    """No option that is tried gives a better conversion at the ranks that go with it."""
+    arguments = {"cache_cut": 0.85, "method": "fisher"}
+    report = convert(tiny, tiny_statistics, **arguments).conversion_report
+    tried = {trial["floor"]: trial["kl"] for trial in report["option_search"]}
+    assert list(tried) == [0.01, 0.1, 1.0]
+    assert report["method_options"]["floor"] == min(tried, key=lambda floor: tried[floor])
+    for floor, kl in tried.items():
+        given = convert(tiny, tiny_statistics, **arguments, floor=floor).conversion_report
+        assert given["option_search"] == []
+        found = given["rank_choice_kl"]
+        assert min(found["uniform"], found["greedy"]) == pytest.approx(kl, rel=1e-6)
 
 
 def test_a_budget_without_calibration(tiny):

@@ -72,6 +72,18 @@ def test_layers_above_are_adapted_to_the_layers_below(digits, digits_statistics,
     assert 0 < sequential < plain / gain
 
 
+def test_a_refit_keeps_the_weighting_of_the_method(tiny, tiny_statistics):
+    """Where nothing lies below, inputs are stock's and the refit finds the factors that the method found."""
+    arguments = {"kv_rank": [8, 32], "floor": 0.1}
+    plain, sequential = (
+        convert(tiny, tiny_statistics, **arguments, sequential=flag).model.decoder.layers[0].self_attn
+        for flag in (False, True)
+    )
+    for name in ("k_proj", "v_proj"):
+        first, second = (getattr(attention, name).weight for attention in (plain, sequential))
+        torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5, msg=name)
+
+
 @pytest.mark.parametrize("method", ["joint_svd", "layer_norm", "fisher", "attention"])
 def test_every_method_can_be_sequential(tiny, tiny_statistics, method):
     options = {"fisher": {"floor": 0.1}, "attention": {"balance": 1.0}}.get(method, {})
