@@ -61,8 +61,9 @@ def jobs(config) -> list[dict]:
         everywhere = {"kv_rank": rank, "cross_kv_rank": rank, "audio_kv_rank": rank}
         add("everywhere", "fisher", rank, **everywhere, method="fisher")
     budget = exact_cross + config.decoder_layers * config.max_target_positions * 32 * 4
-    given = {"cache_bytes": budget, "cross_kv_rank": config.d_model, "method": "fisher"}
-    add("self", TRANSCRIPTS_GIVEN, 32, **given)
+    chosen = {"cache_bytes": budget, "cross_kv_rank": config.d_model, "method": "fisher"}
+    add("self", TRANSCRIPTS_GIVEN, 32, **chosen)
+    add("self", "fisher, ranks chosen, sequential", 32, **chosen, sequential=True)
     for method in ("covariance", "fisher"):
         add("self", f"{method}, sequential", 32, kv_rank=32, method=method, sequential=True)
     # The paper's ablation: 4 key dimensions kept per head and a latent of 12.5 % of d beside them, in each placement.
