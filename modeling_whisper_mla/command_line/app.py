@@ -92,8 +92,8 @@ command(
 
 app.command(
     name="calibrate",
-    help="Gather statistics of a Whisper checkpoint on audio, once for many conversions. Transcripts are optional: what "
-    "the model itself would write keeps the converted model closest to it.\n\n"
+    help="Gather statistics of a Whisper checkpoint on audio, once for many conversions. Transcripts are optional: "
+    "what the model itself would write keeps the converted model closest to it.\n\n"
     "[bold]Example:[/bold] whisper-mla calibrate openai/whisper-small my-audio --output small.safetensors",
 )(one_clear_line(calibrate_command))
 

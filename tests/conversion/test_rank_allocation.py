@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from whisper_mla.conversion.rank_allocation import (
     Choice,
     allowed_ranks,
+    error_by_rank,
     greedy_ranks,
+    rescaled,
     smallest_ranks,
     total_cost,
     uniform_ranks,
@@ -121,3 +123,19 @@ def test_allowed_ranks():
     assert allowed_ranks(16, 1, 16, 100) == [16]
     with pytest.raises(ValueError, match="rank_multiple=16 lies between min_rank=17 and max_rank=31"):
         allowed_ranks(256, 17, 31, 16)
+
+
+@pytest.mark.parametrize("width", [3, 5])
+def test_errors_are_tails_of_squared_singular_values(width):
+    errors = error_by_rank(torch.tensor([3.0, 2.0, 1.0]), width)
+    assert errors.tolist() == [14.0, 5.0, 1.0] + [0.0] * (width - 2)
+
+
+def test_errors_of_a_latent_that_counts_for_more():
+    """The scale of one latent's errors moves ranks to it, and nothing else of the choice changes."""
+    even = [choice_of([4.0, 2.0, 1.0, 0.5], 1, 1, 4, 1)] * 2
+    assert greedy_ranks(even, 4) == [2, 2]
+    louder = rescaled(even[1], 3.9)
+    assert greedy_ranks([even[0], louder], 4) == [1, 3]
+    assert (louder.cost, louder.ranks) == (even[1].cost, even[1].ranks)
+    assert torch.equal(louder.errors, even[1].errors * 3.9)
