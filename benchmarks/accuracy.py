@@ -23,7 +23,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from whisper_mla import WhisperMLAForConditionalGeneration
 from whisper_mla.conversion import calibrate
-from whisper_mla.conversion.calibration_audio import make_examples, read_clips
+from whisper_mla.conversion.calibration_audio import Clip, make_examples, read_clips
 from whisper_mla.conversion.quality import HeldOut
 from whisper_mla.evaluation.intervals import bootstrap_interval
 from whisper_mla.evaluation.normalizers import normalizer_for
@@ -34,6 +34,17 @@ TRANSCRIPTS_GIVEN = "fisher, ranks chosen, transcripts given"
 PAPER = {"method": "joint_svd", "preserved_key_dims": 4}
 
 
+def self_attention_budget(config, rank: int) -> int:
+    """Bytes of a float32 cache with exact cross-attention and this mean rank in self-attention."""
+    text = config.decoder_layers * config.max_target_positions * rank
+    return 4 * (config.max_source_positions * config.d_model + text)
+
+
+def without_text(clips: list[Clip]) -> list[Clip]:
+    """The same audio; the stock model's own transcripts are taken then."""
+    return [replace(clip, text=None) for clip in clips]
+
+
 def jobs(config) -> list[dict]:
     """Every conversion: a placement, the name of a method, the mean rank, and arguments of `from_whisper`."""
     found: list[dict] = []
@@ -42,15 +53,12 @@ def jobs(config) -> list[dict]:
         found.append({"placement": placement, "method": name, "rank": mean_rank, "arguments": arguments})
 
     calibrated = ("covariance", "attention", "fisher")
-    exact_cross = config.max_source_positions * config.d_model * 4
     for rank in RANKS:
         for method in ("joint_svd", "layer_norm", *calibrated):
             add("self", method, rank, kv_rank=rank, method=method)
         for method in calibrated:
-            budget = exact_cross + config.decoder_layers * config.max_target_positions * rank * 4
-            add(
-                "self", f"{method}, ranks chosen", rank, cache_bytes=budget, cross_kv_rank=config.d_model, method=method
-            )
+            budget = {"cache_bytes": self_attention_budget(config, rank), "cross_kv_rank": config.d_model}
+            add("self", f"{method}, ranks chosen", rank, **budget, method=method)
         if rank > 16:
             add("self", "paper, uniform", rank, kv_rank=rank, **PAPER)
             add("self", "paper, 2-norm", rank, kv_rank=rank, preserved_key_selection="2-norm", **PAPER)
@@ -60,8 +68,8 @@ def jobs(config) -> list[dict]:
         add("self and cross", "fisher", rank, kv_rank=rank, cross_kv_rank=rank, method="fisher")
         everywhere = {"kv_rank": rank, "cross_kv_rank": rank, "audio_kv_rank": rank}
         add("everywhere", "fisher", rank, **everywhere, method="fisher")
-    budget = exact_cross + config.decoder_layers * config.max_target_positions * 32 * 4
-    chosen = {"cache_bytes": budget, "cross_kv_rank": config.d_model, "method": "fisher"}
+    budget = {"cache_bytes": self_attention_budget(config, 32), "cross_kv_rank": config.d_model}
+    chosen = {**budget, "method": "fisher"}
     add("self", TRANSCRIPTS_GIVEN, 32, **chosen)
     add("self", "fisher, ranks chosen, sequential", 32, **chosen, sequential=True)
     for method in ("covariance", "fisher"):
@@ -99,7 +107,7 @@ class Dev:
         self.references = [self.normalise(clip.text) for clip in clips]
         self.lengths = [len(reference.split()) for reference in self.references]
         self.processor = processor
-        examples = make_examples(stock, processor, [replace(clip, text=None) for clip in clips], language="en")
+        examples = make_examples(stock, processor, without_text(clips), language="en")
         self.held_out = HeldOut(stock, examples)
         features = torch.stack([example.input_features for example in examples])
         self.features = features.split(50)
@@ -133,8 +141,7 @@ def run(data: Path, partial: Path) -> tuple[dict, list[dict]]:
     dev = Dev(stock, processor, data / "dev")
     reference = dev.measure(stock, same_encoder=True)
     clips = read_clips(data / "calibration")
-    without_text = [replace(clip, text=None) for clip in clips]  # then the stock model's own transcripts are taken
-    statistics, with_text = (calibrate(stock, each, processor, language="en") for each in (without_text, clips))
+    statistics, with_text = (calibrate(stock, each, processor, language="en") for each in (without_text(clips), clips))
     done = {}
     if partial.exists():
         done = {row["key"]: row for row in map(json.loads, partial.read_text().splitlines())}

@@ -7,13 +7,13 @@ divergences to stock over all utterances of `dev`, with a 95 % interval from res
 """
 
 import argparse
-from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
+from accuracy import self_attention_budget, without_text
 from result_files import write_results
 from tqdm import tqdm
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
@@ -39,12 +39,10 @@ def main() -> None:
     processor = WhisperProcessor.from_pretrained(folder)
     config = stock.config
 
-    def clips(name: str):
-        return [replace(clip, text=None) for clip in read_clips(args.data / name)]
-
-    examples = make_examples(stock, processor, clips("dev"), language="en")
+    examples = make_examples(stock, processor, without_text(read_clips(args.data / "dev")), language="en")
     utterances = [HeldOut(stock, [example]) for example in tqdm(examples, desc="Stock", unit="utterance")]
-    statistics = calibrate(stock, clips("calibration"), processor, language="en", encoder=False)
+    clips = without_text(read_clips(args.data / "calibration"))
+    statistics = calibrate(stock, clips, processor, language="en", encoder=False)
 
     def divergences(**arguments) -> tuple[np.ndarray, int, str]:
         """KL to stock summed over the tokens of each utterance, the number of all tokens, and the ranks."""
@@ -59,8 +57,7 @@ def main() -> None:
     for rank in args.ranks:
         plain, tokens, _ = divergences(kv_rank=rank, method="joint_svd")
         bar.update()
-        budget = 4 * (config.max_source_positions * config.d_model)
-        budget += 4 * config.decoder_layers * config.max_target_positions * rank
+        budget = self_attention_budget(config, rank)
         for method in METHODS:
             found, _, ranks = divergences(method=method, cache_bytes=budget, cross_kv_rank=config.d_model)
             low, high = np.quantile(plain[draws].sum(axis=1) / found[draws].sum(axis=1), [0.025, 0.975])

@@ -62,47 +62,49 @@ class _Trial:
     kl: float
 
 
-@dataclass(frozen=True)
-class _Candidates:
-    """Allocations of ranks to latents, and the KL divergence that they cost; fields as in `choose_ranks`."""
+class _Measured:
+    """Error curves of one set of options, and the KL divergence that ranks cost; arguments as of `choose_ranks`."""
 
-    budget: Budget
-    latents: Sequence[Latent]
-    stock: PreTrainedModel
-    held_out: HeldOut | None
-    given: Sequence[Latent]
-    bytes_per_value: int
-
-    def choices(self, decompositions: Decompositions) -> list[Choice]:
-        """Error curves and costs of the latents."""
+    def __init__(
+        self,
+        budget: Budget,
+        latents: Sequence[Latent],
+        decompositions: Decompositions,
+        stock: PreTrainedModel,
+        held_out: HeldOut | None,
+        given: Sequence[Latent],
+        bytes_per_value: int,
+    ):
+        self.latents, self.decompositions, self.stock, self.held_out = latents, decompositions, stock, held_out
         width = decompositions.width
-        allowed, multiple = self.budget.ranks(width), self.budget.multiple(width)
-        found = []
-        for latent in tqdm(self.latents, desc="Error by rank", unit="latent"):
+        allowed, multiple = budget.ranks(width), budget.multiple(width)
+        self.choices = []
+        for latent in tqdm(latents, desc="Error by rank", unit="latent"):
             values = decompositions.of(latent, width, keep=True).singular_values.cpu()
-            cost = latent.positions * self.bytes_per_value
-            found.append(Choice(error_by_rank(values, width), cost, allowed[0], allowed[-1], multiple))
-        return found
+            cost = latent.positions * bytes_per_value
+            self.choices.append(Choice(error_by_rank(values, width), cost, allowed[0], allowed[-1], multiple))
+        self._in_place = {latent: decompositions.of(latent, latent.rank) for latent in given} if held_out else {}
 
-    def measured(self, decompositions: Decompositions, ranks: Sequence[int]) -> float:
-        """KL divergence with these ranks, latents of given ranks in place."""
-        chosen = [*zip(self.latents, ranks, strict=True), *((latent, latent.rank) for latent in self.given)]
-        return self._kl({item: decompositions.of(item, rank) for item, rank in chosen if rank < decompositions.width})
+    def kl(self, ranks: Sequence[int]) -> float:
+        """With these ranks, latents of given ranks in place."""
+        chosen = zip(self.latents, ranks, strict=True)
+        low = {item: self.decompositions.of(item, rank) for item, rank in chosen if rank < self.decompositions.width}
+        return self._kl({**self._in_place, **low})
 
-    def scales(self, decompositions: Decompositions, choices: Sequence[Choice], ranks: Sequence[int]) -> list[float]:
+    def scales(self, ranks: Sequence[int]) -> list[float]:
         """What each latent costs with no other one approximated, relative to what the method predicts.
 
         A latent that stays exact is measured at the largest rank at which it would not.
         """
         found = []
         bar = tqdm(self.latents, desc="Measuring latents", unit="latent")
-        for latent, choice, rank in zip(bar, choices, ranks, strict=True):
-            rank = min(rank, max((r for r in choice.ranks if r < decompositions.width), default=0))
+        for latent, choice, rank in zip(bar, self.choices, ranks, strict=True):
+            rank = min(rank, max((r for r in choice.ranks if r < self.decompositions.width), default=0))
             predicted = choice.errors[rank].item()
             if rank == 0 or predicted == 0:
                 found.append(1.0)
             else:
-                found.append(self._kl({latent: decompositions.of(latent, rank)}) / predicted)
+                found.append(self._kl({latent: self.decompositions.of(latent, rank)}) / predicted)
         return found
 
     def _kl(self, factors: Mapping[Latent, Factors]) -> float:
@@ -144,81 +146,85 @@ def choose_ranks(
     """
     if budget.max_kl is not None and held_out is None:
         raise ConversionError("max_kl: needs held-out audio. Calibrate on at least two clips (calibration=).")
-    candidates = _Candidates(budget, latents, stock, held_out, given, bytes_per_value)
+
+    def with_options(options: dict[str, Any]) -> _Measured:
+        tried = decompositions.with_options(options)
+        return _Measured(budget, latents, tried, stock, held_out, given, bytes_per_value)
+
     if budget.max_kl is not None:
-        return _cheapest(budget.max_kl, candidates, decompositions)
+        return _cheapest(budget.max_kl, with_options(decompositions.options))
     assert spendable is not None
     if held_out is None:
-        best = "greedy" if decompositions.errors_are_comparable else "uniform"
-        ranks = _ALLOCATIONS[best](candidates.choices(decompositions), spendable)
-        reason = f"{best} ranks; no held-out audio to compare on"
-        return _choice(latents, ranks, best, reason, {}, decompositions.options)
-    name, all_options = searched_options(decompositions.name, decompositions.options)
-    found: list[tuple[dict[str, Any], list[_Trial]]] = []
-    for options in all_options:
-        with_options = decompositions.with_options(options)
-        choices = candidates.choices(with_options)
-        allocated = {label: allocate(choices, spendable) for label, allocate in _ALLOCATIONS.items()}
-        trials = [_Trial(label, ranks, candidates.measured(with_options, ranks)) for label, ranks in allocated.items()]
-        found.append((options, trials))
-    options, trials = min(found, key=lambda item: min(trial.kl for trial in item[1]))
-    chosen = decompositions.with_options(options)
-    trials = [*trials, _by_measured_errors(candidates, chosen, min(trials, key=lambda trial: trial.kl), spendable)]
+        label = "greedy" if decompositions.errors_are_comparable else "uniform"
+        ranks = _ALLOCATIONS[label](with_options(decompositions.options).choices, spendable)
+        reason = f"{label} ranks; no held-out audio to compare on"
+        return _choice(latents, label, ranks, reason, {}, decompositions.options)
+    name, completions = searched_options(decompositions.name, decompositions.options)
+    best: tuple[float, _Measured, list[_Trial]] | None = None
+    shown = []
+    for options in completions:
+        measured = with_options(options)
+        trials = [
+            _tried(label, allocate(measured.choices, spendable), measured) for label, allocate in _ALLOCATIONS.items()
+        ]
+        lowest = min(trial.kl for trial in trials)
+        if name:
+            shown.append({name: options[name], "kl": lowest})
+        if best is None or lowest < best[0]:
+            best = lowest, measured, trials
+    assert best is not None
+    _, measured, trials = best
+    scales = measured.scales(min(trials, key=lambda trial: trial.kl).ranks)
+    rescaled_choices = [rescaled(*pair) for pair in zip(measured.choices, scales, strict=True)]
+    trials.append(_tried("measured", greedy_ranks(rescaled_choices, spendable), measured))
     first, *others = sorted(trials, key=lambda trial: trial.kl)
     with_others = ", ".join(f"{trial.kl:.2g} with {trial.allocation} ones" for trial in others)
     reason = f"{first.allocation} ranks: KL to stock {first.kl:.2g} on held-out audio, {with_others}"
     kl = {trial.allocation: trial.kl for trial in trials}
-    shown = [{name: tried[name], "kl": min(trial.kl for trial in of_it)} for tried, of_it in found if name]
-    return _choice(latents, first.ranks, first.allocation, reason, kl, options, shown)
+    return _choice(latents, first.allocation, first.ranks, reason, kl, measured.decompositions.options, shown)
 
 
-def _by_measured_errors(
-    candidates: _Candidates, decompositions: Decompositions, start: _Trial, spendable: int
-) -> _Trial:
-    """Greedy ranks by errors scaled to what each latent alone costs at about the ranks of `start`."""
-    choices = candidates.choices(decompositions)
-    scales = candidates.scales(decompositions, choices, start.ranks)
-    allocated = greedy_ranks([rescaled(*pair) for pair in zip(choices, scales, strict=True)], spendable)
-    return _Trial("measured", allocated, candidates.measured(decompositions, allocated))
+def _tried(allocation: str, ranks: list[int], measured: _Measured) -> _Trial:
+    return _Trial(allocation, ranks, measured.kl(ranks))
 
 
-def _cheapest(max_kl: float, candidates: _Candidates, decompositions: Decompositions) -> RankChoice:
+def _cheapest(max_kl: float, measured: _Measured) -> RankChoice:
     """The smallest cache whose KL divergence is within the bound, by bisection on bytes."""
-    choices = candidates.choices(decompositions)
-    met: dict[str, tuple[list[int], float]] = {}
+    choices = measured.choices
+    met: list[_Trial] = []
     missed: list[float] = []
-    for name, allocate in _ALLOCATIONS.items():
+    for label, allocate in _ALLOCATIONS.items():
         low = total_cost(choices, smallest_ranks(choices))
         high = total_cost(choices, [choice.ranks[-1] for choice in choices])
-        ranks = allocate(choices, high)
-        kl = candidates.measured(decompositions, ranks)
-        if kl > max_kl:
-            missed.append(kl)
+        best = _tried(label, allocate(choices, high), measured)
+        if best.kl > max_kl:
+            missed.append(best.kl)
             continue
         # The KL divergence falls with the ranks up to noise, so bisection may miss a slightly smaller cache.
         step = min(choice.cost * choice.multiple for choice in choices)
         while high - low > step:
             middle = (low + high) // 2
-            tried = allocate(choices, middle)
-            kl_tried = candidates.measured(decompositions, tried)
-            if kl_tried <= max_kl:
-                ranks, kl, high = tried, kl_tried, middle
+            trial = _tried(label, allocate(choices, middle), measured)
+            if trial.kl <= max_kl:
+                best, high = trial, middle
             else:
                 low = middle
-        met[name] = (ranks, kl)
+        met.append(best)
     if not met:
         raise ConversionError(
             f"max_kl={max_kl}: cannot be met with the ranks allowed (max_rank, or ranks given). The best found is "
             f"{min(missed):.3g}."
         )
-    best = min(met, key=lambda name: (total_cost(choices, met[name][0]), met[name][1]))
-    ranks, kl = met[best]
-    reason = f"{best} ranks: the smaller cache with a KL to stock of at most {max_kl} on held-out audio ({kl:.2g})"
-    kl_by_allocation = {name: kl for name, (_, kl) in met.items()}
-    return _choice(candidates.latents, ranks, best, reason, kl_by_allocation, decompositions.options)
+    first = min(met, key=lambda trial: (total_cost(choices, trial.ranks), trial.kl))
+    reason = (
+        f"{first.allocation} ranks: the smaller cache with a KL to stock of at most {max_kl} on held-out audio "
+        f"({first.kl:.2g})"
+    )
+    kl = {trial.allocation: trial.kl for trial in met}
+    return _choice(measured.latents, first.allocation, first.ranks, reason, kl, measured.decompositions.options)
 
 
-def _choice(latents, ranks, allocation, reason, kl, options, tried=()) -> RankChoice:
+def _choice(latents, allocation, ranks, reason, kl, options, tried=()) -> RankChoice:
     logger.info(reason)
     named = {latent.name: rank for latent, rank in zip(latents, ranks, strict=True)}
     return RankChoice(named, allocation, reason, kl, options, list(tried))
