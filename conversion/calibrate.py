@@ -8,14 +8,20 @@ from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedModel, ProcessorMixin, WhisperForConditionalGeneration
+from transformers.utils import logging
 
 from .calibration import Statistics, gather_statistics
 from .calibration_audio import Clip, make_examples, read_clips
 from .errors import ConversionError
+from .latents import Latent
 from .statistics_file import load_statistics
+
+logger = logging.get_logger(__name__)
 
 _Model = TypeVar("_Model", bound=PreTrainedModel)
 NO_PROCESSOR = "calibration: a processor is needed (processor=), the source has none."
+# Vectors of calibration per unit of rank: fewer than the first is refused, fewer than the second is worth a warning.
+VECTORS_NEEDED, VECTORS_WANTED = 8, 128
 
 
 def calibrate(
@@ -101,6 +107,27 @@ def read_calibration(calibration: Any) -> Statistics | list[Clip]:
     return read_clips(calibration)
 
 
+def check_vectors(statistics: Statistics, latents: list[Latent], force: bool) -> None:
+    """Refuse ranks for which there is too little calibration; warn where it is thin."""
+    thin = []
+    for latent in latents:
+        count = statistics.moments(latent).count
+        if count < VECTORS_NEEDED * latent.rank and not force:
+            needed, wanted = VECTORS_NEEDED * latent.rank, VECTORS_WANTED * latent.rank
+            raise ConversionError(
+                f"calibration: {count:,} vectors for {latent.name}, too few for rank {latent.rank}, which needs at "
+                f"least {needed:,} ({wanted:,} are recommended). Give more audio, or go on with force=True (--force)."
+            )
+        if count < VECTORS_WANTED * latent.rank:
+            thin.append((count / latent.rank, count, latent))
+    if thin:
+        _, count, latent = min(thin, key=lambda item: item[0])
+        logger.warning(
+            f"Calibration is thin: {count:,} vectors for {latent.name} at rank {latent.rank}, "
+            f"{VECTORS_WANTED * latent.rank:,} are recommended. More audio gives a better conversion."
+        )
+
+
 def model_name(model: PreTrainedModel) -> str:
     """The Hub id that a model came from, or the name of its folder: where that lies means nothing to others."""
     name = str(model.config._name_or_path or type(model).__name__)
@@ -133,4 +160,4 @@ def _spread(count: int, share: float) -> set[int]:
     return {int((i + 0.5) * count / number) for i in range(number)}
 
 
-__all__ = ["calibrate", "model_name", "read_calibration", "running_copy", "weights_fingerprint"]
+__all__ = ["calibrate", "check_vectors", "model_name", "read_calibration", "running_copy", "weights_fingerprint"]

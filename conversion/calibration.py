@@ -164,7 +164,7 @@ def gather_statistics(
     def passes(hooks: AttentionHooks, description: str) -> Iterator[Tensor]:
         """Forward and backward passes: for every draw, or once without gradients, the logits `[tokens, vocabulary]`."""
         nonlocal mask
-        with hooks, _frozen(model), torch.set_grad_enabled(gradients):
+        with hooks, frozen(model), torch.set_grad_enabled(gradients):
             for batch in batches(examples, size, model, description):
                 mask = batch["mask"]
                 logits = forced_logits(model, batch, encoder)[mask]
@@ -239,7 +239,7 @@ def _batch_size(model: PreTrainedModel, encoder_gradients: bool) -> int:
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Iterator[None]:
     """No parameter of the model asks for gradients meanwhile."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trainable:

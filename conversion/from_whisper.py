@@ -15,7 +15,7 @@ from whisper_mla.modeling_whisper_mla import WhisperMLAForConditionalGeneration
 
 from .arguments import method_options
 from .budget import Budget
-from .calibrate import NO_PROCESSOR, calibrate, read_calibration, running_copy
+from .calibrate import NO_PROCESSOR, calibrate, check_vectors, read_calibration, running_copy
 from .calibration import Statistics
 from .errors import ConversionError
 from .factorise import (
@@ -26,6 +26,7 @@ from .factorise import (
     replacement_weights,
     search_option,
 )
+from .joint_refit import refit_if_better
 from .latents import Latent, latents_of
 from .methods import METHODS, needs_moments
 from .processor import load_processor
@@ -36,9 +37,6 @@ from .report import conversion_report, peak_memory
 from .source import load_whisper, read_config
 
 logger = logging.get_logger(__name__)
-
-# Vectors of calibration per unit of rank: fewer than the first is refused, fewer than the second is worth a warning.
-VECTORS_NEEDED, VECTORS_WANTED = 8, 128
 
 
 def from_whisper(
@@ -54,6 +52,7 @@ def from_whisper(
     processor: Any = None,
     language: str | None = None,
     task: str | None = None,
+    refit: bool | None = None,
     sequential: bool = False,
     force: bool = False,
     cache_cut: float | None = None,
@@ -80,6 +79,10 @@ def from_whisper(
             folder, files, 16 kHz float arrays, a `datasets` dataset, or a statistics file (see `calibrate`).
         processor: of the source, for calibration; None: the one in its folder.
         language, task: of the calibration audio; None: the model's default, or detected.
+        refit: fit the up projections of all decoder layers together to the stock model's predictions on the calibration
+            audio, see `refit_jointly`; up to 50 passes over it, forward with derivatives and backward. Needs
+            `method="fisher"` and audio, which a statistics file has no more. None: where it is possible and lowers the
+            KL divergence on held-out audio.
         sequential: find each latent on what the converted layers below deliver, and refit the up projections to it.
         force: go on with fewer calibration vectors than the ranks need, for methods that depend on them.
         cache_cut, cache_bytes, max_kl, rank_multiple, min_rank, max_rank: choose `kv_rank` and `cross_kv_rank`, or the
@@ -105,6 +108,10 @@ def from_whisper(
     if method not in METHODS:
         raise ValueError(f"method={method!r}: expected one of {', '.join(map(repr, METHODS))}.")
     options = method_options(method, kwargs)
+    if refit and (method != "fisher" or sequential):
+        other = "sequential=True" if sequential else f"method={method!r}"
+        raise ValueError(f"refit=True: needs method='fisher', with calibration audio, not {other}.")
+    may_refit = method == "fisher" and not sequential and refit is not False
     needs_audio = needs_moments(method) or options.get("preserved_key_selection") == "2-norm" or sequential
     budget = Budget(cache_cut, cache_bytes, max_kl, rank_multiple, min_rank, max_rank)
     budget.check()
@@ -137,8 +144,9 @@ def from_whisper(
             processor = processor or _processor_of(source, kwargs)
             if processor is None:
                 raise ConversionError(NO_PROCESSOR)
-        elif sequential and not calibration.examples:
-            raise ConversionError("sequential=True: needs calibration audio (calibration=), not a statistics file.")
+        elif (sequential or refit) and not calibration.examples:
+            name = "sequential=True" if sequential else "refit=True"
+            raise ConversionError(f"{name}: needs calibration audio (calibration=), not a statistics file.")
 
     stock = load_whisper(source, **kwargs)
     config = WhisperMLAConfig.from_whisper_config(stock.config, **latent_fields)
@@ -174,13 +182,16 @@ def from_whisper(
         config = _configuration(stock, latents, latent_fields)
     low_rank = [latent for latent in latents if latent.rank < config.d_model]
     if statistics is not None and needs_audio:
-        _check_vectors(statistics, low_rank, force)
+        check_vectors(statistics, low_rank, force)
     options, tried = search_option(method, options, running, low_rank, statistics, held_out, device)
     decompositions = Decompositions(method, options, weights, statistics, device)
     if sequential and low_rank:
         found = factorise_sequentially(running, low_rank, decompositions)
     else:
         found = factorise(low_rank, decompositions)
+    refitting = None
+    if may_refit and statistics is not None:
+        found, refitting = refit_if_better(running, found, statistics, options, held_out, always=bool(refit))
 
     del running  # which may be another copy of the weights
     model = _build(stock, stock is source, config, found, model_class)
@@ -193,6 +204,7 @@ def from_whisper(
         "method_options": options if found else {},
         "option_search": tried or (choice.tried if choice is not None else []),
         "sequential": sequential and bool(found),
+        "refit": refitting,
         "rank_choice": None if choice is None else {"allocation": choice.allocation, "reason": choice.reason},
         "seconds": round(time.monotonic() - started, 1),
         "peak_memory_bytes": peak_memory(device),
@@ -237,27 +249,6 @@ def _configuration(
     kv_rank: int | list[int] | None = ranks if len(set(ranks)) > 1 else ranks[0]
     chosen = {"kv_rank": None if kv_rank == width else kv_rank, "cross_kv_rank": None if cross == width else cross}
     return WhisperMLAConfig.from_whisper_config(stock.config, **{**latent_fields, **chosen})
-
-
-def _check_vectors(statistics: Statistics, latents: list[Latent], force: bool) -> None:
-    """Refuse ranks for which there is too little calibration; warn where it is thin."""
-    thin = []
-    for latent in latents:
-        count = statistics.moments(latent).count
-        if count < VECTORS_NEEDED * latent.rank and not force:
-            needed, wanted = VECTORS_NEEDED * latent.rank, VECTORS_WANTED * latent.rank
-            raise ConversionError(
-                f"calibration: {count:,} vectors for {latent.name}, too few for rank {latent.rank}, which needs at "
-                f"least {needed:,} ({wanted:,} are recommended). Give more audio, or go on with force=True (--force)."
-            )
-        if count < VECTORS_WANTED * latent.rank:
-            thin.append((count / latent.rank, count, latent))
-    if thin:
-        _, count, latent = min(thin, key=lambda item: item[0])
-        logger.warning(
-            f"Calibration is thin: {count:,} vectors for {latent.name} at rank {latent.rank}, "
-            f"{VECTORS_WANTED * latent.rank:,} are recommended. More audio gives a better conversion."
-        )
 
 
 def _compute_device(stock: WhisperForConditionalGeneration) -> torch.device:

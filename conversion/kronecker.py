@@ -15,20 +15,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Share of the mean variance that is added before a matrix is inverted.
-_DAMPING = 1e-2
 
-
-def damped_inverse(matrix: Tensor) -> Tensor:
-    """`(M + 0.01 · mean(diag M) · I)^-1`; the identity for a matrix of zeros.
+def damped_inverse(matrix: Tensor, damping: float = 1e-2) -> Tensor:
+    """`(M + damping · mean(diag M) · I)^-1`; the identity for a matrix of zeros.
 
     Args:
         matrix: `[d, d]`, positive semi-definite.
+        damping: share of the mean variance that is added before the matrix is inverted.
     """
     size = matrix.diagonal().mean()
     if size <= 0:
         return torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-    return torch.linalg.inv(matrix + _DAMPING * size * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))
+    return torch.linalg.inv(matrix + damping * size * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))
 
 
 @dataclass(frozen=True)

@@ -46,14 +46,8 @@ class HeldOut:
         if not examples:
             raise ValueError("examples: at least one held-out example is needed to measure a conversion.")
         self._batches = []
-        starts = range(0, len(examples), batch_size)
-        shown = "Predicting held-out audio"
-        for start, batch in zip(starts, batches(examples, batch_size, stock, shown), strict=True):
-            prompts = torch.tensor([example.prompt_length for example in examples[start : start + batch_size]])
-            positions = torch.arange(batch["mask"].shape[1])
-            batch["mask"] &= (positions >= prompts[:, None] - 1).to(batch["mask"].device)
+        for batch in encoded_batches(stock, examples, batch_size, "Predicting held-out audio"):
             with torch.no_grad():
-                batch["encoder_states"] = stock.get_encoder()(batch["input_features"]).last_hidden_state
                 batch["logits"] = self._logits(stock, batch, batch["encoder_states"])
             self._batches.append(batch)
 
@@ -85,6 +79,20 @@ class HeldOut:
             agreeing += (logits.argmax(-1) == stock_logits.argmax(-1)).sum().item()
             tokens += logits.shape[0]
         return Quality(kl=max(kl, 0.0) / tokens, token_agreement=agreeing / tokens, tokens=tokens)
+
+
+def encoded_batches(
+    stock: PreTrainedModel, examples: Sequence[Example], batch_size: int, description: str
+) -> Iterator[dict[str, Tensor]]:
+    """As `batches`, with `encoder_states` of the model; `mask` leaves out what predicts tokens of the prompt."""
+    starts = range(0, len(examples), batch_size)
+    for start, batch in zip(starts, batches(examples, batch_size, stock, description), strict=True):
+        prompts = torch.tensor([example.prompt_length for example in examples[start : start + batch_size]])
+        positions = torch.arange(batch["mask"].shape[1])
+        batch["mask"] &= (positions >= prompts[:, None] - 1).to(batch["mask"].device)
+        with torch.no_grad():
+            batch["encoder_states"] = stock.get_encoder()(batch["input_features"]).last_hidden_state
+        yield batch
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def conversion_record(
             "transformers": transformers.__version__,
             "python": platform.python_version(),
         },
-        **{name: facts[name] for name in ("method", "method_options", "sequential", "rank_choice")},
+        **{name: facts[name] for name in ("method", "method_options", "sequential", "refit", "rank_choice")},
         "ranks": {field: getattr(config, field) for field in LATENT_FIELDS},
         "calibration": calibration,
         "latents": [

@@ -60,7 +60,9 @@ def describe_conversion(record: dict) -> str:
         return "exact: nothing was factorised"
     options = ", ".join(f"{name}={value}" for name, value in record.get("method_options", {}).items())
     how = f"`{record['method']}`" + (f" ({options})" if options else "")
-    return how + (", layer by layer" if record.get("sequential") else "")
+    layer_by_layer = ["layer by layer"] if record.get("sequential") else []
+    refit = ["up projections refitted together"] if (record.get("refit") or {}).get("kept") else []
+    return ", ".join([how, *layer_by_layer, *refit])
 
 
 def _describe_ranks(config: WhisperMLAConfig) -> list[tuple[str, str]]:

@@ -1,8 +1,10 @@
 """Errors where the model's predictions feel them: the Fisher information of what keys and values read."""
 
+from torch import Tensor
+
 from whisper_mla.conversion.factors import Factors
 from whisper_mla.conversion.latent_weights import LatentWeights, Moments
-from whisper_mla.conversion.weighted_svd import sum_of_blocks, weighted_svd, whitening
+from whisper_mla.conversion.weighted_svd import Whitening, sum_of_blocks, weighted_svd, whitening
 
 from .attention import key_blocks, value_blocks
 from .covariance import required
@@ -46,9 +48,19 @@ def fisher(
         ValueError: `rank` out of range, `floor` negative, statistics missing, without gradients or of another model,
             or a covariance that cannot be used (see `whitening`).
     """
+    moments = required(moments, "fisher")
+    gram, inputs = fisher_gram(weights, moments, damping=damping, floor=floor)
+    return weighted_svd(weights, gram, rank, inputs, moments.for_weights(weights).mean)
+
+
+def fisher_gram(
+    weights: LatentWeights, moments: Moments, *, damping: float = 1e-2, floor: float = 0.1
+) -> tuple[Tensor, Whitening]:
+    """What `fisher` decomposes with: `A`, `[d, d]`, what an error of `x` costs, in nats, with the share of `attention`;
+    and the covariance. Arguments and errors as there."""
     if not 0 <= floor < float("inf"):
         raise ValueError(f"floor={floor}: expected 0 or more.")
-    moments = required(moments, "fisher").for_weights(weights)
+    moments = moments.for_weights(weights)
     if moments.gradient is None:
         raise ValueError("moments.gradient=None: fisher needs statistics with gradients. Calibrate again.")
     gradient, covariance = moments.gradient, moments.covariance
@@ -61,4 +73,4 @@ def fisher(
         raise ValueError("moments.gradient is zero: the model's predictions do not depend on this latent at all.")
     blocks = [*key_blocks(weights, moments), *value_blocks(weights)]
     general = sum_of_blocks(blocks, inputs, balance=True) / len(blocks)
-    return weighted_svd(weights, gradient + floor * energy * general, rank, inputs, moments.mean)
+    return gradient + floor * energy * general, inputs

@@ -86,6 +86,15 @@ def convert(
     preserved_key_selection: Annotated[
         Literal["uniform", "2-norm"], typer.Option(help="joint_svd: which key dimensions are kept.")
     ] = "uniform",
+    refit: Annotated[
+        bool | None,
+        typer.Option(
+            "--refit/--no-refit",
+            help="fisher: fit all up projections together to the stock model's predictions on the calibration audio. "
+            "Default: with audio, if it lowers the KL on held-out clips; it takes 50 passes over the audio.",
+            show_default=False,
+        ),
+    ] = None,
     sequential: Annotated[
         bool, typer.Option("--sequential", help="Calibrate every layer on what the converted layers below deliver.")
     ] = False,
@@ -117,6 +126,7 @@ def convert(
         "rank_multiple": rank_multiple,
         "min_rank": min_rank,
         "max_rank": max_rank,
+        "refit": refit,
         "sequential": sequential,
         "force": force,
     }

@@ -49,6 +49,13 @@ def quality_lines(report: dict) -> list[str]:
     lines = []
     if report.get("rank_choice"):
         lines.append(f"Chosen: {report['rank_choice']['reason']}.")
+    refit = report.get("refit")
+    if refit and refit["kl_before"] is not None:
+        kept = "kept" if refit["kept"] else "not kept"
+        lines.append(
+            f"Refit of all up projections together: KL on held-out audio {refit['kl_before']:.2g} before, "
+            f"{refit['kl_after']:.2g} after; {kept}."
+        )
     quality = report.get("quality")
     if quality:
         lines.append(
@@ -64,7 +71,8 @@ def describe_method(report: dict) -> str:
     """The method with its options, as in "fisher, floor=0.1"."""
     options = [f"{name}={value}" for name, value in report.get("method_options", {}).items()]
     sequential = ["sequential"] if report.get("sequential") else []
-    return ", ".join([report["method"], *options, *sequential])
+    refit = ["refit"] if (report.get("refit") or {}).get("kept") else []
+    return ", ".join([report["method"], *options, *sequential, *refit])
 
 
 def _percent(share: float | None) -> str:

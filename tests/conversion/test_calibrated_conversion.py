@@ -29,7 +29,7 @@ SEARCH_SETTLED = {"fisher": {"floor": 0.1}, "attention": {"balance": 1.0}}
 
 
 def convert(model, statistics, **arguments):
-    return from_whisper(model, calibration=statistics, force=True, **arguments)
+    return from_whisper(model, calibration=statistics, force=True, **{"refit": False, **arguments})
 
 
 def logits(model):

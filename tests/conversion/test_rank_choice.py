@@ -24,12 +24,12 @@ def cache_bytes_of(model) -> int:
 
 
 def convert(model, statistics, **arguments):
-    return from_whisper(model, calibration=statistics, force=True, **arguments)
+    return from_whisper(model, calibration=statistics, force=True, **{"refit": False, **arguments})
 
 
 def refusal(model, statistics=None, **arguments) -> str:
     with pytest.raises(ValueError) as error:
-        from_whisper(model, calibration=statistics, force=True, **arguments)
+        from_whisper(model, calibration=statistics, force=True, refit=False, **arguments)
     return str(error.value)
 
 

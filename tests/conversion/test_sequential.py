@@ -46,7 +46,7 @@ def test_the_same_model_twice(tiny):
 
 
 def convert(model, statistics, **arguments):
-    return from_whisper(model, calibration=statistics, force=True, **arguments)
+    return from_whisper(model, calibration=statistics, force=True, **{"refit": False, **arguments})
 
 
 def test_without_layers_below_only_the_refit_differs(tiny, tiny_statistics):
