@@ -75,7 +75,7 @@ def jobs(conversions: list[tuple[str, int]], healings: list[str], data: Path) ->
     found = [Job("stock", None, None, "converted"), Job("stock", None, None, "cross-entropy")]
     for healing in ["converted", *healings]:
         for method, rank in conversions:
-            calibrated = {"method": method, "calibration": str(data / "calibration")}
+            calibrated = {"method": method, "calibration": str(data / "calibration"), "refit": False}
             found.append(Job(method, rank, {"kv_rank": rank, **arguments.get(method, calibrated)}, healing))
     return found
 

@@ -30,7 +30,11 @@ class FisherInformation:
     def __init__(self, model: PreTrainedModel, examples: Sequence[Example], batch_size: int = 8):
         self._model = model
         by_length = sorted(examples, key=lambda example: -len(example.decoder_input_ids))  # little padding
-        self._batches = list(encoded_batches(model, by_length, batch_size, "Encoding calibration audio"))
+        self._batches = []
+        for batch in encoded_batches(model, by_length, batch_size, "Encoding calibration audio"):
+            states = batch["encoder_states"].cpu()  # large, and read once per pass
+            kept = {"encoder_states": states, "tokens": batch["decoder_input_ids"], "mask": batch["mask"]}
+            self._batches.append(kept)
         self._tokens = sum(int(batch["mask"].sum()) for batch in self._batches)
 
     def times(self, change: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -59,9 +63,10 @@ class FisherInformation:
         return total
 
     def _logits(self, weights: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
+        states = batch["encoder_states"].to(self._model.device)
         inputs = {
-            "encoder_outputs": BaseModelOutput(last_hidden_state=batch["encoder_states"]),
-            "decoder_input_ids": batch["decoder_input_ids"],
+            "encoder_outputs": BaseModelOutput(last_hidden_state=states),
+            "decoder_input_ids": batch["tokens"],
             "use_cache": False,
         }
         return functional_call(self._model, weights, kwargs=inputs).logits[batch["mask"]]

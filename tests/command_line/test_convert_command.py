@@ -107,6 +107,24 @@ def test_audio_in_place_of_statistics(digits_folder, recordings, tmp_path):
     assert not list((tmp_path / "model").glob("*.py"))
 
 
+@pytest.mark.parametrize("flag", ["--refit", "--no-refit"])
+def test_refit(digits_folder, recordings, tmp_path, flag):
+    files = sorted(recordings.glob("clip*"))[:2]
+    calibration = [item for file in files for item in ("--calibration", file)]
+    ranks = ["--kv-rank", "256,256,256,64", "--language", "en", "--force", "--no-code"]
+    flat = re.sub(r"\s+", " ", run("convert", digits_folder, tmp_path / "model", *calibration, *ranks, flag).stdout)
+    record = json.loads((tmp_path / "model" / "conversion.json").read_text())
+    card = (tmp_path / "model" / "README.md").read_text()
+    if flag == "--no-refit":
+        assert record["refit"] is None and "Refit of" not in flat and "refitted" not in card
+        return
+    refit = record["refit"]
+    assert refit["kept"] and refit["kl_after"] == pytest.approx(record["quality"]["kl_per_token"], rel=1e-2)
+    assert f"KL on held-out audio {refit['kl_before']:.2g} before, {refit['kl_after']:.2g} after; kept." in flat
+    assert f"Low-rank latents (fisher, floor={record['method_options']['floor']}, refit)" in flat
+    assert "up projections refitted together" in card
+
+
 def test_preserved_key_dims(digits_folder, tmp_path):
     arguments = ["--kv-rank", "40", "--preserved-key-dims", "4"]
     result = run("convert", digits_folder, tmp_path / "model", *arguments)
@@ -171,6 +189,7 @@ def test_wrong_usage_exits_with_two(digits_folder, calibrated, recordings, tmp_p
         (["--kv-rank", "8", "--calibration", "{damaged}"], "damaged statistics file"),
         (["--kv-rank", "200", "--calibration", "{good}"], "too few for rank 200, which needs at least 1,600"),
         (["--kv-rank", "8", "--calibration", "{good}", "--sequential"], "not a statistics file"),
+        (["--kv-rank", "8", "--calibration", "{good}", "--refit"], "refit=True: needs calibration audio"),
         (["--cache-cut", "0.999", "--calibration", "{good}"], "cannot be met. The smallest possible cache is"),
         (["--cache-bytes", "1kB"], "cache_bytes=1kB: cannot be met. The smallest possible cache is"),
         (["--cache-bytes", "12 apples"], "cache_bytes='12 apples': expected bytes"),
