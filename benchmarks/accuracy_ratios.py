@@ -23,7 +23,12 @@ from whisper_mla.conversion import calibrate
 from whisper_mla.conversion.calibration_audio import make_examples, read_clips
 from whisper_mla.conversion.quality import HeldOut
 
-METHODS = ("covariance", "attention", "fisher")
+METHODS = {
+    "covariance": {"method": "covariance"},
+    "attention": {"method": "attention"},
+    "fisher": {"method": "fisher", "refit": False},
+    "fisher, refit": {"method": "fisher"},  # the default
+}
 RESAMPLES = 10_000
 
 
@@ -58,8 +63,8 @@ def main() -> None:
         plain, tokens, _ = divergences(kv_rank=rank, method="joint_svd")
         bar.update()
         budget = self_attention_budget(config, rank)
-        for method in METHODS:
-            found, _, ranks = divergences(method=method, cache_bytes=budget, cross_kv_rank=config.d_model)
+        for method, arguments in METHODS.items():
+            found, _, ranks = divergences(**arguments, cache_bytes=budget, cross_kv_rank=config.d_model)
             low, high = np.quantile(plain[draws].sum(axis=1) / found[draws].sum(axis=1), [0.025, 0.975])
             facts = {
                 "method": method,

@@ -9,7 +9,7 @@ method found, in the method's own metric, because the calibration audio determin
 Far from stock the quadratic function is wrong, and with little audio it knows too little: hence `refit_if_better`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -142,18 +142,19 @@ def refit_jointly(
         by_parameter = information.times(merged)
         return torch.cat([part.gradient(by_parameter).flatten() for part in unknowns.values()])
 
-    def in_parts(method: str, vector: Tensor) -> list:
-        return [getattr(part, method)(own) for part, own in zip(unknowns.values(), split(vector), strict=True)]
+    def of_each(function: Callable[[_UpProjections, Tensor], Tensor], vector: Tensor) -> Tensor:
+        parts = zip(unknowns.values(), split(vector), strict=True)
+        return torch.cat([function(part, own).flatten() for part, own in parts])
 
     def matrix(vector: Tensor) -> Tensor:
-        metric = torch.cat([part.flatten() for part in in_parts("metric", vector)])
-        return gradient(in_parts("change", vector)) + strength * metric
+        changes = [part.change(own) for part, own in zip(unknowns.values(), split(vector), strict=True)]
+        return gradient(changes) + strength * of_each(_UpProjections.metric, vector)
 
     def preconditioner(vector: Tensor) -> Tensor:
-        return torch.cat([part.flatten() for part in in_parts("precondition", vector)])
+        return of_each(_UpProjections.precondition, vector)
 
     right = -gradient([part.error() for part in unknowns.values()])
-    bar = tqdm(range(steps), desc="Refitting up projections", unit="step")
+    bar = tqdm(range(steps), desc="Refitting up projections (refit=False: without)", unit="step")
     solution = conjugate_gradients(matrix, preconditioner, right, bar)
     result = list(found)
     for (index, part), own in zip(unknowns.items(), split(solution), strict=True):
