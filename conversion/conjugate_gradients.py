@@ -16,7 +16,8 @@ def conjugate_gradients(
     """Minimise `½ x^T M x - right^T x`, from `x = 0`; it falls with every step.
 
     Preconditioned conjugate gradients (Hestenes and Stiefel, 1952). Stopped early, directions that `M` hardly knows of
-    stay as they are.
+    stay as they are. A product that is not finite, or shows `M` not to be positive definite, ends it with what was
+    found before.
 
     Args:
         matrix: `M v` of a vector; symmetric and positive definite.
@@ -32,10 +33,13 @@ def conjugate_gradients(
     direction = preconditioned = preconditioner(residual)
     size = start = residual @ preconditioned
     for _ in steps:
-        if size <= tolerance**2 * start:
+        if not size > tolerance**2 * start:  # also where it is not a number
             break
         image = matrix(direction)
-        length = size / (direction @ image)
+        curvature = direction @ image
+        if not 0 < curvature < float("inf"):
+            break
+        length = size / curvature
         solution, residual = solution + length * direction, residual - length * image
         preconditioned = preconditioner(residual)
         last, size = size, residual @ preconditioned

@@ -41,7 +41,8 @@ class Factors:
 
     @property
     def squared_error(self) -> float:
-        """Squared norm of what is lost, in the method's own norm: the tail of the squared singular values."""
+        """Squared norm of what the method loses, in its own norm: the tail of the squared singular values. A refit of
+        the up projections for another aim makes it larger."""
         if self.rank == self.down.shape[1]:
             return 0.0
         return self.singular_values[self.rank - self.preserved_rank :].square().sum().item()

@@ -18,7 +18,7 @@ class FisherInformation:
     """`F`, such that a small change `δ` of the weights costs `½ δ^T F δ` nats of KL per predicted token.
 
     `F = E[J^T (diag(p) - p p^T) J]` with the Jacobian `J` of the logits is never formed: its product with `δ` takes a
-    forward pass with derivatives and a backward pass (Schraudolph, "Fast curvature matrix-vector products for
+    forward pass with derivatives, and one forward and backward (Schraudolph, "Fast curvature matrix-vector products for
     second-order gradient descent", 2002). No sampling, no independence assumed, all layers at once.
 
     Args:
@@ -48,19 +48,27 @@ class FisherInformation:
         """
         weights = dict(self._model.named_parameters())
         total = {name: torch.zeros_like(weights[name], dtype=torch.float64) for name in change}
-        with _eager_attention(self._model), frozen(self._model), torch.enable_grad():
+        with _eager_attention(self._model), frozen(self._model):
             for batch in self._batches:
-                with forward_ad.dual_level():
+                # Two forward passes: in one, the derivatives' own graph would be recorded too, for nothing.
+                with torch.no_grad():
+                    weighted = self._weighted_slopes({name: weights[name] for name in change}, change, batch)
+                with torch.enable_grad():
                     leaves = {name: weights[name].detach().clone().requires_grad_() for name in change}
-                    changed = {name: forward_ad.make_dual(leaf, change[name].to(leaf)) for name, leaf in leaves.items()}
-                    logits, slope = forward_ad.unpack_dual(self._logits(changed, batch))
-                    centred = slope.double()
-                    probabilities = logits.detach().double().softmax(dim=-1)
-                    centred = centred - (probabilities * centred).sum(dim=-1, keepdim=True)
-                    gradients = torch.autograd.grad(logits, list(leaves.values()), (probabilities * centred).to(logits))
+                    gradients = torch.autograd.grad(self._logits(leaves, batch), list(leaves.values()), weighted)
                 for name, gradient in zip(leaves, gradients, strict=True):
                     total[name] += gradient.double() / self._tokens
         return total
+
+    def _weighted_slopes(
+        self, weights: dict[str, Tensor], change: Mapping[str, Tensor], batch: dict[str, Tensor]
+    ) -> Tensor:
+        """`(diag(p) - p p^T) J δ`, `[tokens, vocabulary]`."""
+        with forward_ad.dual_level():
+            changed = {name: forward_ad.make_dual(tensor, change[name].to(tensor)) for name, tensor in weights.items()}
+            logits, slope = forward_ad.unpack_dual(self._logits(changed, batch))
+        probabilities, slope = logits.double().softmax(dim=-1), slope.double()
+        return (probabilities * (slope - (probabilities * slope).sum(dim=-1, keepdim=True))).to(logits)
 
     def _logits(self, weights: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
         states = batch["encoder_states"].to(self._model.device)

@@ -80,9 +80,10 @@ def from_whisper(
         processor: of the source, for calibration; None: the one in its folder.
         language, task: of the calibration audio; None: the model's default, or detected.
         refit: fit the up projections of all decoder layers together to the stock model's predictions on the calibration
-            audio, see `refit_jointly`; up to 50 passes over it, forward with derivatives and backward. Needs
-            `method="fisher"` and audio, which a statistics file has no more. None: where it is possible and lowers the
-            KL divergence on held-out audio.
+            audio, see `refit_jointly`; up to 50 times over it, forward with derivatives, forward and backward. None:
+            where it is possible and lowers the KL divergence on held-out audio. True: in any case; needs
+            `method="fisher"`, a low rank in the decoder, and audio, which a statistics file has no more; not with
+            `max_kl`, which it could break.
         sequential: find each latent on what the converted layers below deliver, and refit the up projections to it.
         force: go on with fewer calibration vectors than the ranks need, for methods that depend on them.
         cache_cut, cache_bytes, max_kl, rank_multiple, min_rank, max_rank: choose `kv_rank` and `cross_kv_rank`, or the
@@ -111,6 +112,8 @@ def from_whisper(
     if refit and (method != "fisher" or sequential):
         other = "sequential=True" if sequential else f"method={method!r}"
         raise ValueError(f"refit=True: needs method='fisher', with calibration audio, not {other}.")
+    if refit and max_kl is not None:
+        raise ValueError("refit=True: could break max_kl. Leave it out: a refit that lowers the KL is taken anyway.")
     may_refit = method == "fisher" and not sequential and refit is not False
     needs_audio = needs_moments(method) or options.get("preserved_key_selection") == "2-norm" or sequential
     budget = Budget(cache_cut, cache_bytes, max_kl, rank_multiple, min_rank, max_rank)
@@ -123,6 +126,8 @@ def from_whisper(
         raise ConversionError("A budget chooses kv_rank, cross_kv_rank, or both: give one of them at most.")
     if budget.is_given and options.get("preserved_key_dims"):
         raise ConversionError("preserved_key_dims needs given ranks (kv_rank): leave out the budget.")
+    if refit and calibration is None:
+        raise ValueError("refit=True: needs calibration audio: calibration=….")
     if (max_kl is not None or needs_audio) and calibration is None:
         name = "max_kl" if max_kl is not None else "sequential=True" if sequential else f"method={method!r}"
         raise ValueError(f"{name} needs calibration audio or a statistics file: calibration=….")
@@ -138,6 +143,8 @@ def from_whisper(
     lossy = budget.is_given or any(latent.rank < config.d_model for latent in latents_of(config))
     if budget.is_given:
         budget.ranks(config.d_model)
+    elif refit and not any(latent.rank < config.d_model for latent in latents_of(config) if not latent.in_encoder):
+        raise ValueError("refit=True: nothing in the decoder to refit. Give kv_rank, cross_kv_rank or a budget.")
     if lossy and calibration is not None:
         calibration = read_calibration(calibration)
         if not isinstance(calibration, Statistics):

@@ -46,8 +46,8 @@ def conversion_report(
         facts: of the run: method, options, seconds, memory.
 
     Returns:
-        dict: JSON-ready. "latents": name, rank, vectors of calibration, retained energy (in the method's own norm),
-        relative RMS error in scores and in outputs, and the spectrum.
+        dict: JSON-ready. "latents": name, rank, vectors of calibration, retained energy (in the method's own norm,
+        before any refit), relative RMS error in scores and in outputs, and the spectrum.
     """
     latents = []
     weights = stock.state_dict()
@@ -125,7 +125,10 @@ def draw_report(report: dict, path: str | os.PathLike) -> None:
         if None not in values:
             errors.plot(positions, values, marker, label=label)
     errors.plot(
-        positions, [(max(1 - row["retained_energy"], 0)) ** 0.5 for row in latents], "x", label="in the method's norm"
+        positions,
+        [(max(1 - row["retained_energy"], 0)) ** 0.5 for row in latents],
+        "x",
+        label="in the method's norm, before any refit",
     )
     errors.set(title="Relative RMS error by latent", yscale="log")
     names = [latent["name"].replace(".layers.", " ").replace(".", " ") for latent in latents]

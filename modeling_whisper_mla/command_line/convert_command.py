@@ -91,7 +91,7 @@ def convert(
         typer.Option(
             "--refit/--no-refit",
             help="fisher: fit all up projections together to the stock model's predictions on the calibration audio. "
-            "Default: with audio, if it lowers the KL on held-out clips; it takes 50 passes over the audio.",
+            "Default: with audio, if it lowers the KL on held-out clips; it runs up to 50 times over the audio.",
             show_default=False,
         ),
     ] = None,

@@ -18,7 +18,9 @@ def latents_table(report: dict) -> Table:
             _percent(latent["output_error"]),
             "–" if latent["vectors"] is None else f"{latent['vectors']:,}",
         )
-    table.caption = "energy in the method's own norm; errors relative RMS, predicted from calibration statistics"
+    table.caption = (
+        "energy in the method's own norm, before any refit; errors relative RMS, predicted from calibration statistics"
+    )
     return table
 
 
@@ -63,7 +65,8 @@ def quality_lines(report: dict) -> list[str]:
             f"{quality['kl_per_token']:.2g} nats per token, same next token {quality['token_agreement']:.2%}."
         )
     elif report.get("latents"):
-        lines.append("Quality: not measured (no --calibration).")
+        missing = "no clips to hold out" if report.get("calibration") else "no --calibration"
+        lines.append(f"Quality: not measured ({missing}).")
     return lines
 
 

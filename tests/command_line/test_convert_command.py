@@ -125,6 +125,12 @@ def test_refit(digits_folder, recordings, tmp_path, flag):
     assert "up projections refitted together" in card
 
 
+def test_one_clip_leaves_nothing_to_measure_with(digits_folder, recordings, tmp_path):
+    arguments = ["--calibration", next(recordings.glob("clip*")), "--kv-rank", "256,256,256,64", "--language", "en"]
+    result = run("convert", digits_folder, tmp_path / "model", *arguments, "--no-refit", "--force", "--no-code")
+    assert "Quality: not measured (no clips to hold out)." in result.stdout
+
+
 def test_preserved_key_dims(digits_folder, tmp_path):
     arguments = ["--kv-rank", "40", "--preserved-key-dims", "4"]
     result = run("convert", digits_folder, tmp_path / "model", *arguments)
@@ -153,6 +159,7 @@ def test_help_names_every_option():
         "--preserved-key-dims",
         "--preserved-key-selection",
         "--sequential",
+        "--refit",
         "--force",
     ):
         assert option in text

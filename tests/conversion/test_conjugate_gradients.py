@@ -1,5 +1,6 @@
 import itertools
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,6 +42,22 @@ def test_the_exact_inverse_as_preconditioner_solves_it_in_one_step():
     matrix, right = system(30, 5)
     found = solve(matrix, right, 1, lambda vector: torch.linalg.solve(matrix, vector))
     torch.testing.assert_close(found, torch.linalg.solve(matrix, right), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0])
+def test_a_useless_product_ends_it_with_what_was_found(bad):
+    """Not finite, or not positive definite."""
+    matrix, right = system(30, 7)
+    calls = []
+
+    def spoilt(vector):
+        calls.append(1)
+        return matrix @ vector if len(calls) < 4 else bad * (matrix @ vector).abs() * vector.sign()
+
+    found = conjugate_gradients(spoilt, lambda vector: vector, right, range(100), tolerance=0.0)
+    assert torch.equal(found, solve(matrix, right, 3, tolerance=0.0)) and len(calls) == 4
+    nothing = conjugate_gradients(lambda vector: matrix @ vector, lambda vector: vector, float("nan") * right, range(9))
+    assert torch.equal(nothing, 0 * matrix[0])
 
 
 def test_it_stops_at_the_tolerance_and_at_nothing_to_do():

@@ -71,6 +71,16 @@ def test_half_the_product_is_the_kl_of_a_small_change(sharp):
     assert found == pytest.approx(kl, rel=2e-2) and kl > 0
 
 
+@pytest.mark.parametrize("outside", [torch.no_grad, torch.enable_grad])
+def test_it_does_not_depend_on_what_the_caller_records(sharp, outside):
+    change = random_change(sharp[0])
+    with outside():
+        found = FisherInformation(*sharp).times(change)
+    expected = FisherInformation(*sharp).times(change)
+    assert all(torch.equal(found[name], expected[name]) for name in NAMES)
+    assert not any(tensor.requires_grad for tensor in found.values())
+
+
 def test_batches_do_not_matter(sharp):
     change = random_change(sharp[0])
     alone, together = (FisherInformation(*sharp, batch_size=size).times(change) for size in (1, 3))

@@ -159,6 +159,19 @@ def test_it_is_kept_where_held_out_audio_agrees(small, measured, always, kept):
     assert kept != torch.equal(found[0].factors.key_up, start[0].factors.key_up)
 
 
+@pytest.mark.parametrize(("placement", "same"), [("everywhere", False), ("self and cross", True)])
+def test_a_converted_encoder_is_measured_too(small, placement, same):
+    model, statistics = small
+    start, asked = factorised(model, statistics, PLACEMENTS[placement]), []
+
+    def measure(_, same_encoder):
+        asked.append(same_encoder)
+        return SimpleNamespace(kl=0.1)
+
+    refit_if_better(model, start, statistics, OPTIONS, SimpleNamespace(measure=measure))
+    assert asked == [same, same]
+
+
 def test_without_held_out_audio_only_on_request(small):
     model, statistics = small
     start = factorised(model, statistics, {"kv_rank": 6})
@@ -212,4 +225,11 @@ def test_refusals(tiny, tiny_statistics, tmp_path):
         from_whisper(tiny, **arguments, refit=True, sequential=True)
     with pytest.raises(ValueError, match="with calibration audio, not method='joint_svd'"):
         from_whisper(tiny, kv_rank=8, refit=True)
+    with pytest.raises(ValueError, match="refit=True: needs calibration audio"):
+        from_whisper(tiny, kv_rank=8, refit=True, method="fisher")
+    with pytest.raises(ValueError, match="refit=True: could break max_kl"):
+        from_whisper(tiny, max_kl=0.1, calibration=tiny_statistics, refit=True)
+    for nothing in ({}, {"audio_kv_rank": 8}, {"kv_rank": 32}):
+        with pytest.raises(ValueError, match="refit=True: nothing in the decoder to refit"):
+            from_whisper(tiny, calibration=tiny_statistics, force=True, refit=True, **nothing)
     assert from_whisper(tiny, **arguments).conversion_report["refit"] is None
