@@ -55,7 +55,8 @@ def cache_size(
     frames, width, layers = config.max_source_positions, config.d_model, config.decoder_layers
     rows = batch_size * num_beams
     key_value_cross = rows * frames * 2 * width * layers
-    if isinstance(config, WhisperMLAConfig):
+    # Not by class: code loaded with trust_remote_code has a class of its own.
+    if config.model_type == WhisperMLAConfig.model_type:
         self_values = rows * positions * sum(config.kv_ranks)
         latent_cross = batch_size * frames * config.cross_latent_width
         cross_values = latent_cross if config.cross_cache == "latent" else key_value_cross

@@ -29,13 +29,15 @@ def check_target(target: str | os.PathLike, overwrite: bool = False, source: str
         source: what is read; a folder is not written over itself.
 
     Raises:
-        ConversionError: `target` is a file or the source, or is not empty and must not be replaced.
+        ConversionError: `target` is a file or the source, or is not empty and must not be replaced, or nothing can be
+            written there.
     """
     if source is not None and Path(source).is_dir() and Path(source).resolve() == Path(target).resolve():
         raise ConversionError(f"{target}: is the source itself, which is never written over. Choose another target.")
     target = Path(target)
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise ConversionError(f"{target}: exists and is not a folder. Choose another target.")
+    check_writable(target)
     if not target.exists() or not any(target.iterdir()):
         return
     others = sorted(
@@ -44,12 +46,25 @@ def check_target(target: str | os.PathLike, overwrite: bool = False, source: str
         if entry.is_dir() or (entry.suffix not in _CHECKPOINT_SUFFIXES and entry.name not in _CHECKPOINT_NAMES)
     )
     if others or not _holds_a_model(target):
-        which = f" but {others[0]}" if others else ""
-        raise ConversionError(f"{target}: is not empty and holds no checkpoint{which}. Choose another target.")
+        what = f"{others[0]}, which is no part of a checkpoint" if others else "no checkpoint"
+        raise ConversionError(f"{target}: is not empty and holds {what}. Choose another target.")
     if not overwrite:
         raise ConversionError(
             f"{target}: exists and is not empty. Choose another target, or replace it with --overwrite."
         )
+
+
+def check_writable(target: str | os.PathLike) -> None:
+    """Raise if nothing can be written beside `target`, or beside the first of its missing parents.
+
+    Raises:
+        ConversionError: says why.
+    """
+    beside = next(folder for folder in Path(os.path.abspath(target)).parents if folder.exists())
+    try:
+        tempfile.TemporaryFile(dir=beside).close()
+    except OSError as error:
+        raise ConversionError(f"{target}: cannot be written ({error}). Choose another target.") from error
 
 
 @contextmanager

@@ -126,6 +126,12 @@ def from_whisper(
         raise ConversionError("A budget chooses kv_rank, cross_kv_rank, or both: give one of them at most.")
     if budget.is_given and options.get("preserved_key_dims"):
         raise ConversionError("preserved_key_dims needs given ranks (kv_rank): leave out the budget.")
+    has_rank = not (kv_rank is None and cross_kv_rank is None and audio_kv_rank is None)
+    if calibration is not None and not has_rank and not budget.is_given:
+        raise ValueError(
+            "calibration: has nothing to calibrate, the conversion is exact. Give kv_rank, cross_kv_rank, "
+            "audio_kv_rank or a budget, or leave it out."
+        )
     if refit and calibration is None:
         raise ValueError("refit=True: needs calibration audio: calibration=….")
     if (max_kl is not None or needs_audio) and calibration is None:
@@ -206,6 +212,10 @@ def from_whisper(
     if held_out is not None and found:
         same_encoder = not any(item.latent.in_encoder for item in found)
         quality = held_out.measure(running_copy(model), same_encoder)
+        if max_kl is not None and quality.kl > max_kl:
+            logger.warning(
+                f"max_kl={max_kl}: was met in float32, but rounded to {model.dtype} the model has {quality.kl:.3g}."
+            )
     facts = {
         "method": method if found else "exact",
         "method_options": options if found else {},

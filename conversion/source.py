@@ -105,8 +105,8 @@ def load_whisper(source: str | os.PathLike | PreTrainedModel, **kwargs) -> Whisp
         WhisperForConditionalGeneration: the very object if `source` is a model.
 
     Raises:
-        ConversionError: not a Whisper, already converted, no weights, weights missing, damaged or not finite,
-            or spread over several devices.
+        ConversionError: not a Whisper, already converted, no weights, weights missing, damaged, not finite,
+            quantised, or spread over several devices.
     """
     read_config(source, **kwargs)
     if isinstance(source, PreTrainedModel):
@@ -120,6 +120,10 @@ def load_whisper(source: str | os.PathLike | PreTrainedModel, **kwargs) -> Whisp
             WhisperForConditionalGeneration,
             source,
             **{**({} if "torch_dtype" in kwargs else {"dtype": "auto"}), **kwargs},
+        )
+    if getattr(model, "hf_quantizer", None) is not None or getattr(model.config, "quantization_config", None):
+        raise ConversionError(
+            f"{_describe(source)}: the weights are quantised. Convert the original checkpoint, and quantise the result."
         )
     devices = sorted({str(parameter.device) for parameter in model.parameters()})
     if len(devices) > 1 or "meta" in devices:
@@ -205,8 +209,10 @@ def _check_before_loading(source: str | os.PathLike, **kwargs) -> None:
 
 def _check_finite(source, model: PreTrainedModel) -> None:
     for name, tensor in model.state_dict().items():
-        # Offloaded tensors are elsewhere; quantised ones are integers.
-        if tensor.device.type != "meta" and tensor.dtype in _FLOATS and not torch.isfinite(tensor).all():
+        # Offloaded tensors are elsewhere; quantised ones are of other classes.
+        if type(tensor) is not torch.Tensor or tensor.device.type == "meta" or tensor.dtype not in _FLOATS:
+            continue
+        if not torch.isfinite(tensor).all():
             raise ConversionError(f"{_describe(source)}: tensor {name} holds NaN or infinite values.")
 
 

@@ -30,7 +30,7 @@ from whisper_mla.training.checkpoints import last_complete_checkpoint, save_fina
 from whisper_mla.training.checks import check_corpus
 from whisper_mla.training.collator import SpeechCollator
 from whisper_mla.training.labels import LabelMaker
-from whisper_mla.training.recipe import check_same_recipe, parse_recipe
+from whisper_mla.training.recipe import check_same_recipe, parse_recipe, remember_recipe
 from whisper_mla.training.speech_data import decode_audio, load_speech, mix
 from whisper_mla.training.transcripts import TranscribedSpeech, teacher_transcripts
 from whisper_mla.training.word_error_rate import word_error_metric
@@ -137,6 +137,7 @@ def prepare(arguments):
         evaluation = [usable(source) for source in data_args.evaluation]
     if any(isinstance(corpus, IterableDataset) for corpus in evaluation):
         raise ValueError("evaluation: streaming is not for evaluation sets.")
+    remember_recipe(recipe, args.output_dir)
     if data_args.label_source == "teacher":
         transcripts = data_args.transcripts_dir or Path(args.output_dir) / "teacher_transcripts"
         corpora = [

@@ -66,7 +66,7 @@ def push_folder(
         ConversionError: an argument or the folder is not as above, the temporary folder is full, or the Hub refuses or
             cannot be reached.
     """
-    limit = _shard_size(max_shard_size)
+    limit = shard_size(max_shard_size)
     _check_names(repo_id, revision, create_pr)
     folder = Path(folder)
     weights = check_folder(folder)
@@ -178,7 +178,8 @@ def _check_names(repo_id: str, revision: str | None, create_pr: bool) -> None:
         raise ConversionError(f"revision={revision!r} is no branch name.")
 
 
-def _shard_size(size: int | str) -> int:
+def shard_size(size: int | str) -> int:
+    """Bytes of `max_shard_size`; ConversionError if it is not one."""
     try:
         limit = convert_file_size_to_int(int(size) if str(size).isdigit() else size)
     except ValueError:

@@ -31,8 +31,8 @@ def render(transcript: Transcript, file_format: str, audio: str = "") -> str:
         lines = [f"[{clock(span.start)} --> {clock(span.end)}] {span.text}" for span in spans]
         return "\n".join(lines or [transcript.text]) + "\n"
     mark = "," if file_format == "srt" else "."
-    cues = [
-        f"{number}\n{clock(span.start, mark)} --> {clock(span.end, mark)}\n"
+    cues = [  # WebVTT refuses a cue without length
+        f"{number}\n{clock(span.start, mark)} --> {clock(max(span.end, span.start + 0.001), mark)}\n"
         + (span.text if file_format == "srt" else html.escape(span.text, quote=False))
         for number, span in enumerate(spans, start=1)
     ]

@@ -31,7 +31,7 @@ class Transcript:
     Attributes:
         text: the whole transcript.
         language: code of the language that the model was told or detected; None for an English-only model.
-        segments: as the model marked them; one without timestamps for the whole file if none were asked for.
+        segments: as the model marked them; none if no timestamps were asked for.
         words: with word timestamps only.
     """
 

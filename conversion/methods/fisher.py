@@ -62,7 +62,10 @@ def fisher_gram(
         raise ValueError(f"floor={floor}: expected 0 or more.")
     moments = moments.for_weights(weights)
     if moments.gradient is None:
-        raise ValueError("moments.gradient=None: fisher needs statistics with gradients. Calibrate again.")
+        raise ValueError(
+            "moments.gradient=None: fisher needs statistics with gradients. Calibrate again with them (--fisher), or "
+            "choose another method."
+        )
     gradient, covariance = moments.gradient, moments.covariance
     if moments.kronecker is not None:
         gradient = (gradient + moments.kronecker.gradient) / 2

@@ -52,7 +52,7 @@ def one_clear_line(command):
     def run(*args, **kwargs):
         try:
             return command(*args, **kwargs)
-        except (typer.Exit, typer.Abort, typer.BadParameter):
+        except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):  # typer's own; `| head` is one
             raise
         except Exception as error:  # whatever it is, a user gets a line, not a traceback
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
@@ -136,6 +136,8 @@ def inspect(
     if config_class is None:
         raise ConversionError(f"{model}: model type {fields.get('model_type')!r} is neither Whisper nor Whisper-MLA.")
     config = check_fields(model, fields, config_class)
+    if positions is not None and positions > config.max_target_positions:
+        raise typer.BadParameter(f"--positions {positions}: the model has {config.max_target_positions}.")
     report = cache_report(
         config, batch_size, positions or config.max_target_positions, num_beams, getattr(torch, dtype).itemsize
     )

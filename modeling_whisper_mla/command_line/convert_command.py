@@ -8,9 +8,10 @@ import typer
 from rich.table import Table
 
 from whisper_mla.conversion import METHODS, ConversionError, calibrate, from_whisper, save_statistics, write_report
-from whisper_mla.conversion.checkpoint_folder import check_target, written_aside
+from whisper_mla.conversion.checkpoint_folder import check_target, check_writable, written_aside
 from whisper_mla.conversion.processor import load_processor, save_processor
 from whisper_mla.conversion.source import load_whisper
+from whisper_mla.hub_folder import shard_size
 
 from . import console
 from .cache_table import cache_report, cache_table, describe_ranks
@@ -26,14 +27,16 @@ Language = Annotated[
 ]
 
 
-def ranks(text: str | None) -> int | list[int] | None:
+def ranks(text: str | None, option: str) -> int | list[int] | None:
     """Parse "192" or "192,128,64": one rank, or one for each layer."""
     if text is None:
         return None
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
-        raise typer.BadParameter(f"{text!r}: expected an integer, or one per layer separated by commas.") from None
+        raise typer.BadParameter(
+            f"{option} {text!r}: expected an integer, or one per layer separated by commas."
+        ) from None
     return numbers[0] if len(numbers) == 1 else numbers
 
 
@@ -112,10 +115,10 @@ def convert(
     if preserved_key_selection != "uniform" and not preserved_key_dims:
         raise typer.BadParameter("--preserved-key-selection needs --preserved-key-dims.")
     arguments: dict[str, Any] = {
-        "kv_rank": ranks(kv_rank),
-        "cross_kv_rank": ranks(cross_kv_rank),
+        "kv_rank": ranks(kv_rank, "--kv-rank"),
+        "cross_kv_rank": ranks(cross_kv_rank, "--cross-kv-rank"),
         "cross_kv_shared": not cross_kv_per_layer,
-        "audio_kv_rank": ranks(audio_kv_rank),
+        "audio_kv_rank": ranks(audio_kv_rank, "--audio-kv-rank"),
         "cross_cache": cross_cache,
         "method": "joint_svd" if preserved_key_dims else method,
         "calibration": calibration_argument(calibration),
@@ -133,13 +136,14 @@ def convert(
     if preserved_key_dims:
         arguments |= {"preserved_key_dims": preserved_key_dims, "preserved_key_selection": preserved_key_selection}
     check_target(target, overwrite, source)
+    limit = shard_size(max_shard_size)
     hub: dict[str, Any] = {} if revision is None else {"revision": revision}
     loading = {} if dtype is None else {"dtype": getattr(torch, dtype)}
     model = from_whisper(source, **arguments, **loading, **hub)
     conversion: Any = model.conversion_report
     with written_aside(target, overwrite) as folder:
         write_report(conversion, folder)
-        model.save_pretrained(folder, include_code=include_code, max_shard_size=max_shard_size)
+        model.save_pretrained(folder, include_code=include_code, max_shard_size=limit)
         if not save_processor(source, folder, **hub):
             console.note(f"Note: {source} has no processor; transcribing needs one.")
     report = cache_report(model.config, bytes_per_value=model.dtype.itemsize)
@@ -172,6 +176,7 @@ def calibrate_command(
         raise typer.BadParameter(f"--output {output}: the name must end in .safetensors.")
     if output.exists() and not overwrite:
         raise ConversionError(f"{output}: exists. Choose another name, or replace it with --overwrite.")
+    check_writable(output)
     hub: dict[str, Any] = {} if revision is None else {"revision": revision}
     stock = load_whisper(source, **hub)
     statistics = calibrate(

@@ -11,6 +11,7 @@ import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from whisper_mla.audio import SAMPLING_RATE, AudioError, read_audio
+from whisper_mla.conversion.checkpoint_folder import check_writable
 from whisper_mla.transcript_files import output_names, render
 from whisper_mla.transcription import Transcriber, Transcript, load_for_transcription
 from whisper_mla.whole_file import write_whole
@@ -56,7 +57,7 @@ def transcribe(
     if output_dir:
         if output_dir.exists() and not output_dir.is_dir():
             raise ValueError(f"--output-dir {output_dir}: exists and is not a folder.")
-        output_dir.mkdir(parents=True, exist_ok=True)
+        check_writable(output_dir / names[0])
     work = list(zip(audio, names, strict=True))
     if resume and output_dir:
         work = [(path, name) for path, name in work if not (output_dir / name).exists()]
@@ -69,6 +70,8 @@ def transcribe(
         console.note(f"Note: {model} is a stock Whisper; its cache is not latent.")
     transcriber = Transcriber(loaded, processor, language, task, timestamps, num_beams)
 
+    if output_dir:
+        output_dir.mkdir(parents=True, exist_ok=True)
     failures = 0
     results = []
     for path, name, result in run_batches(transcriber, work, batch_size):

@@ -172,15 +172,12 @@ _OPERATIONAL = {
 
 
 def check_same_recipe(recipe: Recipe, output_dir: str | os.PathLike) -> None:
-    """Remember a recipe in `output_dir/recipe.json`, or raise if a run with another one was begun there.
+    """Raise if a run with another recipe was begun in `output_dir`, see `remember_recipe`.
 
     Raises:
         ValueError: names what differs.
     """
-    fields = {name: value for part in recipe for name, value in _as_json(part).items() if name not in _OPERATIONAL}
-    args = recipe[2]
-    fields["batch_size"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    path = Path(output_dir) / "recipe.json"
+    path, fields = Path(output_dir) / "recipe.json", _recipe_fields(recipe)
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
         changed = sorted(name for name in {*before, *fields} if before.get(name) != fields.get(name))
@@ -189,11 +186,23 @@ def check_same_recipe(recipe: Recipe, output_dir: str | os.PathLike) -> None:
                 f"{output_dir}: holds a run with another recipe (different: {', '.join(changed)}). Choose another "
                 "output_dir, or remove this one."
             )
-    elif args.process_index == 0:
+
+
+def remember_recipe(recipe: Recipe, output_dir: str | os.PathLike) -> None:
+    """Write `output_dir/recipe.json`, once the recipe is known to work: a run begins here."""
+    if recipe[2].process_index == 0:
+        path = Path(output_dir) / "recipe.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(".partial")
-        aside.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
+        aside.write_text(json.dumps(_recipe_fields(recipe), indent=1) + "\n", encoding="utf-8")
         aside.replace(path)
+
+
+def _recipe_fields(recipe: Recipe) -> dict[str, Any]:
+    fields = {name: value for part in recipe for name, value in _as_json(part).items() if name not in _OPERATIONAL}
+    args = recipe[2]
+    fields["batch_size"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return fields
 
 
 def _as_json(part) -> dict[str, Any]:
@@ -220,4 +229,4 @@ def _expand(source: dict[str, Any]) -> dict[str, Any]:
     return expanded
 
 
-__all__ = ["DataArguments", "ModelArguments", "Recipe", "check_same_recipe", "parse_recipe"]
+__all__ = ["DataArguments", "ModelArguments", "Recipe", "check_same_recipe", "parse_recipe", "remember_recipe"]

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from tests.conftest import random_whisper
 from tests.conversion.tiny import random_statistics
 from whisper_mla import WhisperMLAForConditionalGeneration
+from whisper_mla.command_line import convert_command as command
 from whisper_mla.command_line.app import app
 from whisper_mla.conversion import load_statistics, save_statistics, statistics_file
 
@@ -180,6 +181,7 @@ def test_wrong_usage_exits_with_two(digits_folder, calibrated, recordings, tmp_p
     run(*convert, "--preserved-key-dims", "4", "--method", "fisher", code=2)
     run(*convert, "--preserved-key-selection", "2-norm", code=2)
     run(*convert, "--cache-cut", "most", code=2)
+    assert "--cross-kv-rank 'abc'" in run(*convert, "--cross-kv-rank", "abc", code=2).output
     run("calibrate", digits_folder, code=2)
     run("calibrate", digits_folder, recordings, "--output", tmp_path / "x.bin", code=2)
     assert list(tmp_path.iterdir()) == []
@@ -200,6 +202,8 @@ def test_wrong_usage_exits_with_two(digits_folder, calibrated, recordings, tmp_p
         (["--cache-cut", "0.999", "--calibration", "{good}"], "cannot be met. The smallest possible cache is"),
         (["--cache-bytes", "1kB"], "cache_bytes=1kB: cannot be met. The smallest possible cache is"),
         (["--cache-bytes", "12 apples"], "cache_bytes='12 apples': expected bytes"),
+        (["--calibration", "{good}"], "calibration: has nothing to calibrate, the conversion is exact. Give kv_rank"),
+        (["--max-shard-size", "5G"], "max_shard_size='5G': expected a positive whole number with a unit"),
         (["--cache-cut", "95"], "cache_cut=95.0: expected a share"),
         (["--cache-cut", "0.9", "--max-kl", "0.1", "--calibration", "{good}"], "cache_cut, max_kl: give one of them"),
         (["--cache-cut", "0.9", "--cross-kv-per-layer"], "needs the shared cross-attention latent"),
@@ -233,6 +237,17 @@ def test_force_goes_on_with_too_few_vectors(digits_folder, calibrated, tmp_path)
     arguments = ["--kv-rank", "200", "--calibration", calibrated[0], "--method", "covariance"]
     assert "--force" in error_line("convert", digits_folder, tmp_path / "model", *arguments)
     run("convert", digits_folder, tmp_path / "model", *arguments, "--force")
+
+
+def test_places_that_cannot_be_written_are_refused_before_the_work(digits_folder, recordings, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "from_whisper", None)
+    monkeypatch.setattr(command, "load_whisper", None)
+    (tmp_path / "file").write_text("")
+    target = tmp_path / "file" / "folder" / "model"
+    assert f"{target}: cannot be written" in error_line("convert", digits_folder, target)
+    output = ["--output", f"{target}.safetensors"]
+    assert "model.safetensors: cannot be written" in error_line("calibrate", digits_folder, recordings, *output)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_calibrate_refuses(digits_folder, recordings, tmp_path, monkeypatch):

@@ -73,10 +73,10 @@ def test_an_error_while_overwriting_keeps_the_old_one(tmp_path):
 
 def test_a_folder_that_is_no_checkpoint_is_never_replaced(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ConversionError, match="holds no checkpoint"):
+    with pytest.raises(ConversionError, match=r"holds thesis\.txt"):
         check_target(tmp_path, overwrite=True)
     (tmp_path / "config.json").write_text('{"model_type": "whisper"}')
-    with pytest.raises(ConversionError, match=r"but thesis\.txt"):
+    with pytest.raises(ConversionError, match=r"holds thesis\.txt, which is no part of a checkpoint"):
         check_target(tmp_path, overwrite=True)
     (tmp_path / "thesis.txt").unlink()
     check_target(tmp_path, overwrite=True)

@@ -1,11 +1,14 @@
 """Ranks under a budget, from the size that a user writes to the cache of the model."""
 
 import copy
+import importlib
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.conftest import random_whisper
+from whisper_mla import WhisperMLAForConditionalGeneration
 from whisper_mla.configuration.cache_size import cache_size
 from whisper_mla.conversion import ConversionError, from_whisper, to_whisper
 from whisper_mla.conversion.budget import Budget, parse_bytes
@@ -169,6 +172,21 @@ def test_max_kl_is_met(tiny, tiny_statistics, bound):
     assert quality_of(tiny, tiny_statistics, model) <= bound * 1.001
     assert cache_bytes_of(model) < 0.5 * STOCK_BYTES
     assert "at most" in model.conversion_report["rank_choice"]["reason"]
+
+
+@pytest.mark.parametrize("rounding", [1.0, 3.0])
+def test_a_bound_that_rounding_breaks_is_told(tiny, tiny_statistics, monkeypatch, caplog, rounding):
+    class Rounded(HeldOut):
+        def measure(self, model, *arguments):
+            found = super().measure(model, *arguments)
+            is_converted = isinstance(model, WhisperMLAForConditionalGeneration)
+            return replace(found, kl=0.09 * rounding) if is_converted else found
+
+    monkeypatch.setattr(importlib.import_module("whisper_mla.conversion.from_whisper"), "HeldOut", Rounded)
+    with caplog.at_level("WARNING"):
+        convert(tiny, tiny_statistics, max_kl=0.1)
+    told = "max_kl=0.1: was met in float32, but rounded to torch.float32 the model has 0.27." in caplog.text
+    assert told == (rounding == 3.0)
 
 
 def test_a_looser_bound_gives_a_smaller_cache(tiny, tiny_statistics):

@@ -9,7 +9,8 @@ from torchao.quantization import Int8WeightOnlyConfig
 from transformers import AutoModelForSpeechSeq2Seq, TorchAoConfig
 
 from tests.conftest import random_features, random_whisper
-from whisper_mla.conversion import from_whisper
+from whisper_mla.conversion import ConversionError, from_whisper
+from whisper_mla.conversion.source import load_checkpoint
 from whisper_mla.latent_attention import WhisperMLAAttention, is_plain_linear
 
 RANKS = {"exact": {}, "low-rank": {"kv_rank": 8, "cross_kv_rank": 12, "audio_kv_rank": 16}}
@@ -131,3 +132,15 @@ def test_weights_loaded_in_8_bits(tmp_path):
     assert (quantised - expected).abs().max() < 1e-3
     assert (quantised - full).abs().max() > 1e-3
     assert greedy(loaded, features).tolist() == greedy(plain, features).tolist()
+    # Saved so, it is loaded by the commands too.
+    loaded.save_pretrained(tmp_path / "quantised")
+    again = load_checkpoint(AutoModelForSpeechSeq2Seq, tmp_path / "quantised")
+    assert greedy(again, features).tolist() == greedy(loaded, features).tolist()
+
+
+def test_a_quantised_source_is_refused(tmp_path):
+    random_whisper(d_model=64).save_pretrained(tmp_path / "stock")
+    arguments = {"quantization_config": TorchAoConfig(Int8WeightOnlyConfig())}
+    stock = AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "stock", **arguments)
+    with pytest.raises(ConversionError, match=r"weights are quantised\. Convert the original checkpoint"):
+        from_whisper(stock)

@@ -65,6 +65,21 @@ def test_a_file_path(pipelines, clips):
     assert pipelines[0](str(clips["clip00"]["path"]))["text"].strip() == clips["clip00"]["text"]
 
 
+@pytest.mark.parametrize("of_the_assistant", [None, torch.float16])
+def test_an_assistant_by_name(folder, digits_folder, processor, digits, tmp_path, clips, of_the_assistant):
+    model = WhisperMLAForConditionalGeneration.from_whisper(digits, kv_rank=64, cross_kv_rank=128)
+    model.to(of_the_assistant or model.dtype).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    plain, stock, ours = (
+        pipeline("automatic-speech-recognition", model=str(folder), dtype=torch.float32, assistant_model=assistant)
+        for assistant in (None, str(digits_folder), str(tmp_path))
+    )
+    assert ours.assistant_model.config.model_type == "whisper_mla" and ours.assistant_model.dtype == torch.float32
+    assert stock.assistant_model.config.model_type == "whisper"
+    expected = plain(clips["clip00"]["samples"].copy())
+    assert all(p(clips["clip00"]["samples"].copy()) == expected for p in (stock, ours))
+
+
 def test_stock_whisper_is_decoded_as_before(pipelines):
     ours, stock = pipelines
     assert isinstance(ours, WhisperMLAASRPipeline)

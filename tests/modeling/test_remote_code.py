@@ -44,6 +44,7 @@ for folder in folders:
         "module": type(model).__module__.split(".")[0],
         "base": type(AutoModel.from_pretrained(folder, trust_remote_code=True)).__name__,
         "record": model.conversion_record,
+        "cache": model.cache_nbytes(positions=10),
         "refusal": refusal,
     }
 json.dump(found, open(output, "w"))
@@ -84,6 +85,7 @@ def test_same_transcripts_without_the_package(folders, without_package, clips):
         assert len(expected[2]["chunks"]) == len(clips["clip07"]["text"].split())
         assert found["module"] == "transformers_modules"
         assert found["base"] == "WhisperMLAModel"
+        assert found["cache"] == speech.model.cache_nbytes(positions=10)
 
 
 def test_saved_again_without_the_package(folders, without_package):

@@ -33,6 +33,11 @@ def test_text_has_times_where_there_are_any():
     )
 
 
+def test_a_cue_has_some_length():
+    instant = Transcript("one", "en", [Span(8.92, 8.92, "one")])
+    assert "00:00:08.920 --> 00:00:08.921\none" in render(instant, "vtt")
+
+
 def test_text_is_kept_whatever_it_holds():
     strange = Transcript("", None, [Span(0, 1, "{laughs} a < b & c \\N")])
     assert render(strange, "srt").endswith("\n{laughs} a < b & c \\N\n")

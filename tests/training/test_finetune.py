@@ -67,6 +67,14 @@ def test_another_recipe_does_not_go_on_where_one_was_begun(finetune, command, ca
     assert "holds a run with another recipe (different: learning_rate)" in capsys.readouterr().err
 
 
+def test_a_run_that_never_began_is_not_held_against_the_next(finetune, command, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        finetune.main(command(model=str(tmp_path / "nothing")))
+    capsys.readouterr()
+    finetune.main(command(max_steps=1))
+    assert "another recipe" not in capsys.readouterr().err
+
+
 def test_labels_of_the_teacher(finetune, command, tmp_path, monkeypatch):
     seen, tokenised = [], LabelMaker.__call__
     # A teacher with random weights may hear nothing.
@@ -112,7 +120,7 @@ def test_stock_control(finetune, command, tmp_path):
         ({"loss": "distillation", "conversion": None}, "teacher: none given"),
         ({"loss": "distillation", "teacher": "{tmp}/wide"}, "d_model is 64, the student's is 32"),
         ({"spec_augment": {"time": 1}}, "spec_augment: unknown field time"),
-        ({"output_dir": "{tmp}/clips_parent"}, "is not empty and holds no checkpoint"),
+        ({"output_dir": "{tmp}/clips_parent"}, "is not empty and holds notes.txt"),
     ],
 )
 def test_bad_input(finetune, command, tmp_path, tiny_processor, capsys, changes, message):
