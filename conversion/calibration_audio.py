@@ -68,7 +68,7 @@ def read_clips(calibration: Any) -> list[Clip]:
             failures.append(str(error))
             logger.warning(f"Left out of the calibration: {error}")
     if not clips:
-        reason = f": {failures[0]}" if failures else ""
+        reason = f": {failures[0].rstrip('.')}" if failures else ""
         raise ConversionError(f"calibration: no audio that can be read{reason}. Give audio files or a folder of them.")
     return clips
 
