@@ -108,7 +108,16 @@ def read_calibration(calibration: Any) -> Statistics | list[Clip]:
 
 
 def check_vectors(statistics: Statistics, latents: list[Latent], force: bool) -> None:
-    """Refuse ranks for which there is too little calibration; warn where it is thin."""
+    """Warn where calibration is thin for a rank.
+
+    Args:
+        statistics: of calibration.
+        latents: those that are found with them.
+        force: go on where there is far too little.
+
+    Raises:
+        ConversionError: fewer than `VECTORS_NEEDED` vectors per unit of rank, without `force`.
+    """
     thin = []
     for latent in latents:
         count = statistics.moments(latent).count

@@ -54,7 +54,7 @@ class FisherInformation:
                 with torch.no_grad():
                     weighted = self._weighted_slopes({name: weights[name] for name in change}, change, batch)
                 with torch.enable_grad():
-                    leaves = {name: weights[name].detach().clone().requires_grad_() for name in change}
+                    leaves = {name: weights[name].detach().requires_grad_() for name in change}
                     gradients = torch.autograd.grad(self._logits(leaves, batch), list(leaves.values()), weighted)
                 for name, gradient in zip(leaves, gradients, strict=True):
                     total[name] += gradient.double() / self._tokens

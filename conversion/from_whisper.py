@@ -212,9 +212,10 @@ def from_whisper(
     if held_out is not None and found:
         same_encoder = not any(item.latent.in_encoder for item in found)
         quality = held_out.measure(running_copy(model), same_encoder)
-        if max_kl is not None and quality.kl > max_kl:
+        if max_kl is not None and quality.kl > 1.01 * max_kl:  # less is the noise of measuring twice
             logger.warning(
-                f"max_kl={max_kl}: was met in float32, but rounded to {model.dtype} the model has {quality.kl:.3g}."
+                f"max_kl={max_kl}: was met before the weights were rounded to {model.dtype}; "
+                f"the model has {quality.kl:.3g}."
             )
     facts = {
         "method": method if found else "exact",

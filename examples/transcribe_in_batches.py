@@ -1,7 +1,7 @@
 """Transcribe a folder in batches with a converted model, and show what the cache held.
 
 What it costs: the memory that it prints, and the time of decoding. What comes out: one line per file.
-Files longer than the window (30 s) are for `whisper-mla transcribe`.
+Files longer than the model's window are for `whisper-mla transcribe`.
 
     python examples/transcribe_in_batches.py whisper-small-mla recordings/ --num-beams 5
 """

@@ -179,7 +179,11 @@ def _check_names(repo_id: str, revision: str | None, create_pr: bool) -> None:
 
 
 def shard_size(size: int | str) -> int:
-    """Bytes of `max_shard_size`; ConversionError if it is not one."""
+    """Bytes of a `max_shard_size` such as 500 or "5GB".
+
+    Raises:
+        ConversionError: it is no such size.
+    """
     try:
         limit = convert_file_size_to_int(int(size) if str(size).isdigit() else size)
     except ValueError:

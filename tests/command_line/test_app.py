@@ -1,6 +1,5 @@
 """The commands as a user runs them: what they print, what they leave on disk, how they exit."""
 
-import importlib.util
 import json
 import os
 import pty
@@ -9,20 +8,16 @@ import shutil
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 import soundfile
 import torch
-import typer
 from transformers import AutoConfig, AutoModelForSpeechSeq2Seq, AutoProcessor
 from typer.testing import CliRunner
 
 from whisper_mla import __version__
 from whisper_mla.command_line import app as module
 from whisper_mla.command_line.app import app
-
-EXAMPLE = Path(__file__).parents[2] / "examples" / "transcribe_in_batches.py"
 
 runner = CliRunner()
 
@@ -249,23 +244,6 @@ def test_transcribe_leaves_no_folder_for_a_bad_model(clips, tmp_path):
 
 def test_inspect_has_no_more_positions_than_the_model(converted):
     assert "the model has" in run("inspect", converted, "--positions", "100000", code=2).output
-
-
-def test_example_of_batches(converted, digits_folder, clips, tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location("transcribe_in_batches", EXAMPLE)
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
-    for name in ("clip00", "clip01", "long"):
-        samples = clips[name]["samples"]
-        soundfile.write(tmp_path / f"{name}.wav", samples if name != "long" else [*samples, *samples], 16_000)
-    example.main(str(converted), tmp_path, batch_size=1)
-    shown = capsys.readouterr()
-    assert [line for line in shown.out.splitlines() if line.startswith("clip")] == [
-        f"{name}.wav: {clips[name]['text']}" for name in ("clip00", "clip01")
-    ]
-    assert "long.wav: left out, longer than" in shown.err
-    with pytest.raises(typer.BadParameter, match="a stock Whisper has no latent cache"):
-        example.main(str(digits_folder), tmp_path)
 
 
 def test_transcribe_goes_on_after_bad_files(converted, clips, tmp_path):

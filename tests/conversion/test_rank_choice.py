@@ -174,7 +174,7 @@ def test_max_kl_is_met(tiny, tiny_statistics, bound):
     assert "at most" in model.conversion_report["rank_choice"]["reason"]
 
 
-@pytest.mark.parametrize("rounding", [1.0, 3.0])
+@pytest.mark.parametrize("rounding", [1.0, 1.115, 3.0])
 def test_a_bound_that_rounding_breaks_is_told(tiny, tiny_statistics, monkeypatch, caplog, rounding):
     class Rounded(HeldOut):
         def measure(self, model, *arguments):
@@ -185,7 +185,7 @@ def test_a_bound_that_rounding_breaks_is_told(tiny, tiny_statistics, monkeypatch
     monkeypatch.setattr(importlib.import_module("whisper_mla.conversion.from_whisper"), "HeldOut", Rounded)
     with caplog.at_level("WARNING"):
         convert(tiny, tiny_statistics, max_kl=0.1)
-    told = "max_kl=0.1: was met in float32, but rounded to torch.float32 the model has 0.27." in caplog.text
+    told = "max_kl=0.1: was met before the weights were rounded to torch.float32; the model has 0.27." in caplog.text
     assert told == (rounding == 3.0)
 
 
