@@ -15,8 +15,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 from transformers.utils.logging import tqdm
 
-from whisper_mla.audio import SAMPLING_RATE, AudioError, read_audio
 from whisper_mla.evaluation.utterances import read_encoded_audio
+from whisper_mla.transcription.audio import SAMPLING_RATE, AudioError, read_audio
 
 from .calibration import Example
 from .errors import ConversionError

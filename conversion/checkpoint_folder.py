@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from whisper_mla.whole_file import current_umask
+from whisper_mla.hub.whole_file import current_umask
 
 from .errors import ConversionError
 

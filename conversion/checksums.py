@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from whisper_mla.conversion_record import RECORD_NAME, sha256_of_weights
+from whisper_mla.hub.conversion_record import RECORD_NAME, sha256_of_weights
 
 from .errors import ConversionError
 

@@ -13,7 +13,7 @@ from huggingface_hub import metadata_load
 from transformers import PreTrainedModel, WhisperForConditionalGeneration
 
 from whisper_mla.configuration.configuration_whisper_mla import LATENT_FIELDS, WhisperMLAConfig
-from whisper_mla.conversion_record import sha256_of_weights
+from whisper_mla.hub.conversion_record import sha256_of_weights
 from whisper_mla.version import __version__
 
 from .calibrate import model_name, weights_fingerprint
@@ -45,7 +45,7 @@ def conversion_record(
         arguments: for `from_pretrained` of the source.
 
     Returns:
-        dict: JSON-ready, without paths of this machine; see `whisper_mla.conversion_record`.
+        dict: JSON-ready, without paths of this machine; see `whisper_mla.hub.conversion_record`.
     """
     calibration = None
     if statistics is not None:

@@ -83,9 +83,9 @@ def local_folder(source: str | os.PathLike, weights: bool = True, **hub_argument
             source is returned as it is, and `from_pretrained` fetches what it needs.
 
     Raises:
-        ConversionError: see [`whisper_mla.hub_pull.pull_folder`].
+        ConversionError: see [`whisper_mla.hub.pull.pull_folder`].
     """
-    from whisper_mla.hub_pull import CHECKPOINT_FILES, CONFIG_FILES, pull_folder
+    from whisper_mla.hub.pull import CHECKPOINT_FILES, CONFIG_FILES, pull_folder
 
     if Path(source).is_dir() or any(hub_arguments.get(name) for name in ("subfolder", "variant", "proxies")):
         return source

@@ -18,7 +18,7 @@ import soxr
 import typer
 from torch.utils.data import Dataset
 
-from whisper_mla.audio import SAMPLING_RATE
+from whisper_mla.transcription.audio import SAMPLING_RATE
 
 # Pauses in seconds, drawn evenly: before the first digit, between digits, between groups, after the last.
 LEAD, GAP, PAUSE, TAIL = (0.0, 0.4), (0.02, 0.2), (0.8, 1.5), (0.0, 0.5)

@@ -13,8 +13,8 @@ import typer
 from transformers import AutoConfig
 
 from whisper_mla import LatentCache, WhisperMLAConfig
-from whisper_mla.audio import SAMPLING_RATE, read_audio
-from whisper_mla.transcription import load_for_transcription
+from whisper_mla.transcription.audio import SAMPLING_RATE, read_audio
+from whisper_mla.transcription.transcriber import load_for_transcription
 
 
 def main(

@@ -28,9 +28,9 @@ from .configuration.cache_size import cache_size
 from .configuration.configuration_whisper_mla import WhisperMLAConfig
 from .freezing import TrainableParameters, freeze_except
 from .generation_whisper_mla import CrossLatentOutput, LatentCacheMixin, WhisperMLAGenerationMixin
+from .hub.saved_folder import SavedFolderMixin
 from .latent_attention import WhisperMLAAttention
 from .latent_cache import LatentCache
-from .saved_folder import SavedFolderMixin
 
 logger = logging.get_logger(__name__)
 

@@ -17,7 +17,7 @@ from whisper_mla.conversion.checkpoint_folder import check_target, written_aside
 from whisper_mla.conversion.processor import save_processor
 from whisper_mla.conversion.report import REPORT_NAME
 from whisper_mla.conversion.source import load_checkpoint, read_config_fields
-from whisper_mla.conversion_record import RECORD_NAME, read_conversion_record
+from whisper_mla.hub.conversion_record import RECORD_NAME, read_conversion_record
 
 from . import console
 from .cache_table import cache_report, cache_table, describe_ranks

@@ -11,7 +11,7 @@ from whisper_mla.conversion import METHODS, ConversionError, calibrate, from_whi
 from whisper_mla.conversion.checkpoint_folder import check_target, check_writable, written_aside
 from whisper_mla.conversion.processor import load_processor, save_processor
 from whisper_mla.conversion.source import load_whisper
-from whisper_mla.hub_folder import shard_size
+from whisper_mla.hub.push import shard_size
 
 from . import console
 from .cache_table import cache_report, cache_table, describe_ranks

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from whisper_mla.hub_folder import has_processor, push_folder
+from whisper_mla.hub.push import has_processor, push_folder
 
 from . import console
 

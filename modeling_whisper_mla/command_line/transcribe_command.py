@@ -10,11 +10,11 @@ import transformers
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from whisper_mla.audio import SAMPLING_RATE, AudioError, read_audio
 from whisper_mla.conversion.checkpoint_folder import check_writable
-from whisper_mla.transcript_files import output_names, render
-from whisper_mla.transcription import Transcriber, Transcript, load_for_transcription
-from whisper_mla.whole_file import write_whole
+from whisper_mla.hub.whole_file import write_whole
+from whisper_mla.transcription.audio import SAMPLING_RATE, AudioError, read_audio
+from whisper_mla.transcription.transcriber import Transcriber, Transcript, load_for_transcription
+from whisper_mla.transcription.transcript_files import output_names, render
 
 from . import console
 

@@ -5,7 +5,7 @@ import json
 from functools import partial
 from pathlib import Path
 
-from whisper_mla.audio import read_audio
+from whisper_mla.transcription.audio import read_audio
 
 from .utterances import Utterance, check_has_sampling_rate, check_transcripts, language_code
 

@@ -9,7 +9,7 @@ from transformers import AutoProcessor, GenerationConfig, PreTrainedModel, PreTr
 
 from whisper_mla.conversion.errors import ConversionError
 from whisper_mla.conversion.source import read_config_fields
-from whisper_mla.transcription import Transcriber
+from whisper_mla.transcription.transcriber import Transcriber
 
 
 def checkpoint_identity(source: str, revision: str | None = None) -> dict:

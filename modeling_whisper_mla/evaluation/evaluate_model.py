@@ -12,8 +12,8 @@ import torch
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils.logging import tqdm
 
-from whisper_mla.audio import SAMPLING_RATE, AudioError
-from whisper_mla.transcription import Transcriber
+from whisper_mla.transcription.audio import SAMPLING_RATE, AudioError
+from whisper_mla.transcription.transcriber import Transcriber
 
 from .processes import Processes
 from .utterance_results import ResultsFile, UtteranceResult

@@ -16,7 +16,7 @@ from rich.table import Table
 from transformers import WhisperConfig
 
 from whisper_mla.configuration import WhisperMLAConfig, cache_size
-from whisper_mla.whole_file import write_whole
+from whisper_mla.hub.whole_file import write_whole
 
 from .evaluate_model import PeakMemory
 from .wer_plot import write_wer_plot

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from whisper_mla.whole_file import write_whole
+from whisper_mla.hub.whole_file import write_whole
 
 _HEADER = "settings"
 

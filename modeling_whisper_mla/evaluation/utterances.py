@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
-from whisper_mla.audio import AudioError, read_audio
+from whisper_mla.transcription.audio import AudioError, read_audio
 
 # Files of bare samples: nothing in them says how many a second has.
 _HEADERLESS = {".raw", ".pcm"}

@@ -8,7 +8,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 from transformers.utils import logging
 
-from whisper_mla.audio import AudioError
+from whisper_mla.transcription.audio import AudioError
 
 from .labels import LabelMaker
 from .speech_data import audio_seconds

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import WhisperFeatureExtractor
 
-from whisper_mla.audio import SAMPLING_RATE
+from whisper_mla.transcription.audio import SAMPLING_RATE
 
 from .labels import LabelMaker
 from .losses import IGNORED

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, WhisperProcessor
 from transformers.utils import logging
 from transformers.utils.logging import tqdm
 
-from whisper_mla.audio import SAMPLING_RATE
+from whisper_mla.transcription.audio import SAMPLING_RATE
 
 from .labels import LabelMaker
 from .speech_data import decode_audio

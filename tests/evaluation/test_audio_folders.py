@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from whisper_mla.audio import AudioError
 from whisper_mla.evaluation.audio_folders import read_audio_folder
 from whisper_mla.evaluation.speech_datasets import read_dataset, read_datasets
+from whisper_mla.transcription.audio import AudioError
 
 
 @pytest.fixture

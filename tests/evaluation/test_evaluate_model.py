@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from whisper_mla import WhisperMLAForConditionalGeneration
-from whisper_mla.audio import AudioError
 from whisper_mla.evaluation import evaluate_model as module
 from whisper_mla.evaluation.evaluate_model import evaluate_model, make_batches
 from whisper_mla.evaluation.processes import Processes
 from whisper_mla.evaluation.utterance_results import ResultsFile
 from whisper_mla.evaluation.utterances import Utterance
+from whisper_mla.transcription.audio import AudioError
 
 
 def utterance(clips, name: str, language="en") -> Utterance:

@@ -8,7 +8,6 @@ import pytest
 import soundfile
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from whisper_mla.audio import AudioError
 from whisper_mla.evaluation import hub_datasets
 from whisper_mla.evaluation.hub_datasets import (
     NAMED_DATASETS,
@@ -17,6 +16,7 @@ from whisper_mla.evaluation.hub_datasets import (
     utterances_of_dataset,
 )
 from whisper_mla.evaluation.speech_datasets import read_dataset
+from whisper_mla.transcription.audio import AudioError
 
 
 def encoded(seconds: float = 0.1, rate: int = 8000, kind: str = "FLAC") -> bytes:

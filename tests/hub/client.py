@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from whisper_mla import WhisperMLAForConditionalGeneration
 from whisper_mla.command_line.app import app
 from whisper_mla.conversion.source import load_checkpoint
-from whisper_mla.hub_folder import push_folder
-from whisper_mla.hub_pull import pull_folder
+from whisper_mla.hub.pull import pull_folder
+from whisper_mla.hub.push import push_folder
 
 SLEPT: list[float] = []
 

@@ -92,7 +92,7 @@ def hub_process(tmp_path_factory):
         patch.setenv("TRANSFORMERS_VERBOSITY", "error")
         patch.setenv("OMP_NUM_THREADS", "1")
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["whisper_mla.command_line.app", "whisper_mla.hub_folder", "typer.testing"])
+        context.set_forkserver_preload(["whisper_mla.command_line.app", "whisper_mla.hub.push", "typer.testing"])
         forkserver.ensure_running()
         patch.undo()
         yield hub, context

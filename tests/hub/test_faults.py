@@ -10,7 +10,7 @@ from transformers import AutoModelForSpeechSeq2Seq
 from tests.hub import client
 from tests.hub.conftest import contents, served
 from tests.hub_server import READER, File
-from whisper_mla import hub_folder
+from whisper_mla.hub import push as hub_folder
 
 NAME = "org/tiny-mla"
 WEIGHTS = r"^/lfs/"  # where the hub's redirect for model.safetensors leads

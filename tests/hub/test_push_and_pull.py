@@ -15,7 +15,7 @@ from tests.hub import client
 from tests.hub.conftest import contents, served, tiny_whisper, write_checkpoint
 from tests.hub_server import READER
 from whisper_mla import WhisperMLAForConditionalGeneration
-from whisper_mla.conversion_record import write_conversion_record
+from whisper_mla.hub.conversion_record import write_conversion_record
 
 NAME = "org/tiny-mla"
 SHARDED = ["model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors", "model-00003-of-00003.safetensors"]

@@ -10,10 +10,10 @@ import soundfile
 from datasets import Dataset, IterableDataset
 
 from tests.training.conftest import speech, write_audio_folder
-from whisper_mla.audio import AudioError
 from whisper_mla.training import checks
 from whisper_mla.training.checks import check_corpus
 from whisper_mla.training.speech_data import audio_seconds, decode_audio, load_speech, mix
+from whisper_mla.transcription.audio import AudioError
 
 
 def encoded(samples: np.ndarray, rate: int = 16_000) -> bytes:

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from whisper_mla.transcript_files import output_names, render
-from whisper_mla.transcription import Span, Transcript
-from whisper_mla.whole_file import write_whole
+from whisper_mla.hub.whole_file import write_whole
+from whisper_mla.transcription.transcriber import Span, Transcript
+from whisper_mla.transcription.transcript_files import output_names, render
 
 TRANSCRIPT = Transcript(
     "one two, three",
@@ -67,7 +67,7 @@ def test_a_failure_keeps_the_old_file(tmp_path, monkeypatch):
     def fail(*args):
         raise OSError("disk full")
 
-    monkeypatch.setattr("whisper_mla.whole_file.os.replace", fail)
+    monkeypatch.setattr("whisper_mla.hub.whole_file.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         write_whole(tmp_path / "a.txt", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]

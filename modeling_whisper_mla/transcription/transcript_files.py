@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from .transcription import Transcript
+from .transcriber import Transcript
 
 FORMATS = {"text": "txt", "json": "json", "srt": "srt", "vtt": "vtt"}
 

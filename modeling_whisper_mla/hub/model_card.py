@@ -7,11 +7,11 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from .configuration import WhisperMLAConfig, cache_size
+from ..configuration import WhisperMLAConfig, cache_size
+from ..version import __version__
 from .conversion_record import RECORD_NAME
-from .version import __version__
 
-TEMPLATE = Path(__file__).parent / "assets" / "model_card.md"
+TEMPLATE = Path(__file__).parents[1] / "assets" / "model_card.md"
 
 
 def write_model_card(folder: str | os.PathLike) -> None:

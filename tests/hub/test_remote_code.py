@@ -12,7 +12,7 @@ import soundfile
 from transformers import AutoConfig, AutoModelForSpeechSeq2Seq, AutoProcessor, pipeline
 
 from whisper_mla import WhisperMLAForConditionalGeneration
-from whisper_mla.remote_code import SOURCE_FILES, flatten_imports
+from whisper_mla.hub.remote_code import SOURCE_FILES, flatten_imports
 from whisper_mla.version import __version__
 
 # Runs where `import whisper_mla` fails: loads both folders, transcribes, saves again and loads that too.

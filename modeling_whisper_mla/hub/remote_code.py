@@ -10,8 +10,8 @@ import os
 import re
 from pathlib import Path
 
-from .configuration.configuration_whisper_mla import WhisperMLAConfig
-from .version import __version__
+from ..configuration.configuration_whisper_mla import WhisperMLAConfig
+from ..version import __version__
 
 AUTO_MAP = {
     "AutoConfig": "configuration_whisper_mla.WhisperMLAConfig",
@@ -65,12 +65,13 @@ def write_remote_code(folder: str | os.PathLike) -> None:
 
 def flatten_imports(text: str) -> str:
     """`from .package.module import x` as it must read beside `module.py`: `from .module import x`."""
-    return re.sub(r"^from \.(?:\w+\.)*(\w+) import", r"from .\1 import", text, flags=re.MULTILINE)
+    return re.sub(r"^from \.+(?:\w+\.)*(\w+) import", r"from .\1 import", text, flags=re.MULTILINE)
 
 
 def _locate(name: str) -> Path:
     # An editable install leaves the sub-packages in folders of their own.
-    folders = (Path(__file__).parent, Path(inspect.getfile(WhisperMLAConfig)).parent)
+    here = Path(__file__).parent
+    folders = (here, here.parent, Path(inspect.getfile(WhisperMLAConfig)).parent)
     return next(folder / name for folder in folders if (folder / name).is_file())
 
 

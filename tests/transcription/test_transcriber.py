@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from whisper_mla.transcription import Transcriber
+from whisper_mla.transcription.transcriber import Transcriber
 
 
 @pytest.fixture

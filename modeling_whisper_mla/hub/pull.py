@@ -13,9 +13,9 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HTTPError
 from transformers.utils import logging
 
-from .conversion.errors import ConversionError
-from .hub_errors import explain_hub_error
-from .hub_retries import retried
+from ..conversion.errors import ConversionError
+from .errors import explain_hub_error
+from .retries import retried
 
 CONFIG_FILES = ("config.json",)
 # Of a repository's weights those that `from_pretrained` reads, not their variants (model.fp32-00001-of-00002.…).

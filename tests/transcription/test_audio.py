@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from whisper_mla import audio as module
-from whisper_mla.audio import AudioError, read_audio
+from whisper_mla.transcription import audio as module
+from whisper_mla.transcription.audio import AudioError, read_audio
 
 
 def tone(rate, seconds=0.5, frequency=440.0):

@@ -84,7 +84,7 @@ class SavedFolderMixin:
         if is_converted and not HfApi().file_exists(repo_id, "README.md", token=kwargs.get("token")):
             write_model_card(working_dir)
         try:
-            hub_folder = importlib.import_module("whisper_mla.hub_folder")
+            hub_folder = importlib.import_module("whisper_mla.hub.push")
         except ModuleNotFoundError:
             return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
         # Transformers would leave the weights of an earlier push beside new ones in another number of files, and load
@@ -97,7 +97,7 @@ class SavedFolderMixin:
 def write_model_card(folder: str | os.PathLike) -> None:
     """Write README.md from what the folder holds; without the package, which has the template, nothing is written."""
     try:
-        module = importlib.import_module("whisper_mla.model_card")
+        module = importlib.import_module("whisper_mla.hub.model_card")
     except ModuleNotFoundError:
         return
     module.write_model_card(folder)

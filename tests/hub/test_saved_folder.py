@@ -10,8 +10,8 @@ from transformers import AutoModelForSpeechSeq2Seq
 from tests.conftest import random_whisper
 from whisper_mla import WhisperMLAForConditionalGeneration
 from whisper_mla.conversion import from_whisper
-from whisper_mla.conversion_record import read_conversion_record
-from whisper_mla.model_card import write_model_card
+from whisper_mla.hub.conversion_record import read_conversion_record
+from whisper_mla.hub.model_card import write_model_card
 
 
 def sha256(path):

@@ -14,14 +14,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers.utils.hub import convert_file_size_to_int
 
-from .configuration.configuration_whisper_mla import WhisperMLAConfig
-from .conversion.checksums import verify_checksums
-from .conversion.errors import ConversionError
-from .conversion.source import load_checkpoint, read_config_fields
+from ..configuration.configuration_whisper_mla import WhisperMLAConfig
+from ..conversion.checksums import verify_checksums
+from ..conversion.errors import ConversionError
+from ..conversion.source import load_checkpoint, read_config_fields
+from ..version import __version__
 from .conversion_record import read_conversion_record, write_conversion_record
-from .hub_errors import explain_hub_error
-from .hub_retries import retried
-from .version import __version__
+from .errors import explain_hub_error
+from .retries import retried
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _ANY_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")

@@ -7,7 +7,7 @@ from typing import TypeVar
 from huggingface_hub.errors import HfHubHTTPError
 from transformers.utils import logging
 
-from .hub_errors import causes
+from .errors import causes
 
 RETRIES = 5
 LONGEST_WAIT = 300.0  # seconds; the Hub counts requests in windows of five minutes
