@@ -23,8 +23,9 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from whisper_mla import WhisperMLAForConditionalGeneration
 from whisper_mla.conversion import calibrate
-from whisper_mla.conversion.calibration_audio import Clip, make_examples, read_clips
-from whisper_mla.conversion.quality import HeldOut
+from whisper_mla.conversion.calibration.clips import Clip, read_clips
+from whisper_mla.conversion.calibration.make_examples import make_examples
+from whisper_mla.conversion.ranks.quality import HeldOut
 from whisper_mla.evaluation.intervals import bootstrap_interval
 from whisper_mla.evaluation.normalizers import normalizer_for
 from whisper_mla.evaluation.word_errors import count_word_errors

@@ -20,8 +20,9 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from whisper_mla import WhisperMLAForConditionalGeneration
 from whisper_mla.conversion import calibrate
-from whisper_mla.conversion.calibration_audio import make_examples, read_clips
-from whisper_mla.conversion.quality import HeldOut
+from whisper_mla.conversion.calibration.clips import read_clips
+from whisper_mla.conversion.calibration.make_examples import make_examples
+from whisper_mla.conversion.ranks.quality import HeldOut
 
 METHODS = {
     "covariance": {"method": "covariance"},

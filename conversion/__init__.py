@@ -1,14 +1,15 @@
 """Convert: from a stock Whisper to latents and back."""
 
-from .calibrate import calibrate
-from .calibration import Statistics
+from .calibration.calibrate import calibrate
+from .calibration.moments import Moments
+from .calibration.statistics import Statistics
+from .calibration.statistics_file import load_statistics, save_statistics
 from .errors import ConversionError
-from .factors import Factors
 from .from_whisper import from_whisper
-from .latent_weights import LatentWeights, Moments
 from .methods import METHODS
-from .report import write_report
-from .statistics_file import load_statistics, save_statistics
+from .methods.factors import Factors
+from .report.report import write_report
+from .source.latent_weights import LatentWeights
 from .to_whisper import to_whisper
 
 __all__ = [

@@ -13,28 +13,24 @@ from whisper_mla.configuration.cache_size import cache_size
 from whisper_mla.configuration.configuration_whisper_mla import WhisperMLAConfig
 from whisper_mla.modeling_whisper_mla import WhisperMLAForConditionalGeneration
 
-from .arguments import method_options
-from .budget import Budget
-from .calibrate import NO_PROCESSOR, calibrate, check_vectors, read_calibration, running_copy
-from .calibration import Statistics
+from .calibration.calibrate import NO_PROCESSOR, calibrate, check_vectors, read_calibration, running_copy
+from .calibration.statistics import Statistics
 from .errors import ConversionError
-from .factorise import (
-    Decompositions,
-    Factorised,
-    factorise,
-    factorise_sequentially,
-    replacement_weights,
-    search_option,
-)
-from .joint_refit import refit_if_better
-from .latents import Latent, latents_of
 from .methods import METHODS, needs_moments
-from .processor import load_processor
-from .quality import HeldOut
-from .rank_choice import choose_ranks, with_ranks
-from .record import conversion_record
-from .report import conversion_report, peak_memory
-from .source import load_whisper, read_config
+from .methods.apply_factors import replacement_weights
+from .methods.factorise import Decompositions, Factorised, factorise
+from .methods.method_options import method_options
+from .ranks.budget import Budget
+from .ranks.option_search import search_option
+from .ranks.quality import HeldOut
+from .ranks.rank_choice import choose_ranks, with_ranks
+from .refit.joint_refit import refit_if_better
+from .refit.sequential import factorise_sequentially
+from .report.record import conversion_record
+from .report.report import conversion_report, peak_memory
+from .source.latents import Latent, latents_of
+from .source.loading import load_whisper, read_config
+from .source.processor import load_processor
 
 logger = logging.get_logger(__name__)
 

@@ -21,9 +21,9 @@ from transformers import AutoModelForSpeechSeq2Seq, EarlyStoppingCallback, Whisp
 from transformers.utils import logging
 
 from whisper_mla.conversion import from_whisper
-from whisper_mla.conversion.checkpoint_folder import check_target
-from whisper_mla.conversion.source import load_checkpoint, read_config_fields
+from whisper_mla.conversion.source.loading import load_checkpoint, read_config_fields
 from whisper_mla.freezing import freeze_except, trainable_parameters
+from whisper_mla.hub.checkpoint_folder import check_target
 from whisper_mla.training import HealingTrainer
 from whisper_mla.training.adapters import add_adapters
 from whisper_mla.training.checkpoints import last_complete_checkpoint, save_final

@@ -1,13 +1,16 @@
-"""Factorisation methods: pure functions from weights and statistics to factors. A new one is a file and a line here."""
+"""Weights and statistics go in; factors of every latent come out. A method is one file, a pure function of the weights
+around one latent, of its moments and of a rank; a new one is a file and a line here. What methods share is in `factors`
+and `weighted_svd`; `factorise` runs one over a whole model, `apply_factors` puts its factors to use.
+"""
 
 from collections.abc import Callable
 from typing import get_type_hints
 
-from whisper_mla.conversion.factors import Factors
-from whisper_mla.conversion.latent_weights import Moments
+from whisper_mla.conversion.calibration.moments import Moments
 
 from .attention import attention
 from .covariance import covariance
+from .factors import Factors
 from .fisher import fisher
 from .joint_svd import joint_svd
 from .layer_norm import layer_norm

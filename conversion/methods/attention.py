@@ -5,11 +5,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from whisper_mla.conversion.factors import Factors
-from whisper_mla.conversion.latent_weights import LatentWeights, Moments
-from whisper_mla.conversion.weighted_svd import sum_of_blocks, weighted_svd, whitening
+from whisper_mla.conversion.calibration.moments import Moments
+from whisper_mla.conversion.source.latent_weights import LatentWeights
 
 from .covariance import required
+from .factors import Factors
+from .weighted_svd import sum_of_blocks, weighted_svd, whitening
 
 
 def attention(

@@ -1,8 +1,10 @@
 """The error of keys and values on real inputs."""
 
-from whisper_mla.conversion.factors import Factors
-from whisper_mla.conversion.latent_weights import LatentWeights, Moments
-from whisper_mla.conversion.weighted_svd import gram_of, sum_of_blocks, weighted_svd, whitening
+from whisper_mla.conversion.calibration.moments import Moments
+from whisper_mla.conversion.source.latent_weights import LatentWeights
+
+from .factors import Factors
+from .weighted_svd import gram_of, sum_of_blocks, weighted_svd, whitening
 
 
 def covariance(

@@ -2,12 +2,13 @@
 
 from torch import Tensor
 
-from whisper_mla.conversion.factors import Factors
-from whisper_mla.conversion.latent_weights import LatentWeights, Moments
-from whisper_mla.conversion.weighted_svd import Whitening, sum_of_blocks, weighted_svd, whitening
+from whisper_mla.conversion.calibration.moments import Moments
+from whisper_mla.conversion.source.latent_weights import LatentWeights
 
 from .attention import key_blocks, value_blocks
 from .covariance import required
+from .factors import Factors
+from .weighted_svd import Whitening, sum_of_blocks, weighted_svd, whitening
 
 
 def fisher(
@@ -26,9 +27,9 @@ def fisher(
     K-FAC, arXiv 1503.05671; for low-rank approximation: generalised Fisher-weighted SVD, arXiv 2505.17974) the best
     latent is a weighted decomposition whose left weight is `F` itself, a `[d, d]` matrix, however many attentions read
     the latent. They are not independent, and errors of one transcript add up: where the statistics have the Kronecker
-    factors that know this (see `whisper_mla.conversion.kronecker`), `F` and the covariance are the means of both
-    estimates, because the better ones are noisier. Unlike queries and output projections (`attention`), `F` knows what
-    later layers make of an error, and its unit is the same in every layer.
+    factors that know this (see `whisper_mla.conversion.calibration.kronecker`), `F` and the covariance are the means of
+    both estimates, because the better ones are noisier. Unlike queries and output projections (`attention`), `F` knows
+    what later layers make of an error, and its unit is the same in every layer.
 
     `F` is local: directions to which the model is indifferent at the moment matter once the error is large. A share of
     the metric of `attention` keeps these.

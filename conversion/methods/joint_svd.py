@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
-from whisper_mla.conversion.factors import Factors
-from whisper_mla.conversion.latent_weights import LatentWeights, Moments
-from whisper_mla.conversion.weighted_svd import check_rank, gram_of, right_singular_vectors, sum_of_blocks, weighted_svd
+from whisper_mla.conversion.calibration.moments import Moments
+from whisper_mla.conversion.source.latent_weights import LatentWeights
+
+from .factors import Factors
+from .weighted_svd import check_rank, gram_of, right_singular_vectors, sum_of_blocks, weighted_svd
 
 
 def joint_svd(

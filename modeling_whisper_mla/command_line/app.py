@@ -12,11 +12,11 @@ import typer
 import whisper_mla
 from whisper_mla.configuration import WhisperMLAConfig
 from whisper_mla.conversion import ConversionError, to_whisper
-from whisper_mla.conversion.checkpoint_checks import check_fields
-from whisper_mla.conversion.checkpoint_folder import check_target, written_aside
-from whisper_mla.conversion.processor import save_processor
-from whisper_mla.conversion.report import REPORT_NAME
-from whisper_mla.conversion.source import load_checkpoint, read_config_fields
+from whisper_mla.conversion.report.report import REPORT_NAME
+from whisper_mla.conversion.source.checkpoint_checks import check_fields
+from whisper_mla.conversion.source.loading import load_checkpoint, read_config_fields
+from whisper_mla.conversion.source.processor import save_processor
+from whisper_mla.hub.checkpoint_folder import check_target, written_aside
 from whisper_mla.hub.conversion_record import RECORD_NAME, read_conversion_record
 
 from . import console

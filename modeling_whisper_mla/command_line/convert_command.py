@@ -8,9 +8,9 @@ import typer
 from rich.table import Table
 
 from whisper_mla.conversion import METHODS, ConversionError, calibrate, from_whisper, save_statistics, write_report
-from whisper_mla.conversion.checkpoint_folder import check_target, check_writable, written_aside
-from whisper_mla.conversion.processor import load_processor, save_processor
-from whisper_mla.conversion.source import load_whisper
+from whisper_mla.conversion.source.loading import load_whisper
+from whisper_mla.conversion.source.processor import load_processor, save_processor
+from whisper_mla.hub.checkpoint_folder import check_target, check_writable, written_aside
 from whisper_mla.hub.push import shard_size
 
 from . import console

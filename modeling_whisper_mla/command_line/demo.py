@@ -16,7 +16,7 @@ from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from whisper_mla.configuration import cache_size
 from whisper_mla.conversion import from_whisper
-from whisper_mla.conversion.checkpoint_folder import written_aside
+from whisper_mla.hub.checkpoint_folder import written_aside
 from whisper_mla.transcription.audio import SAMPLING_RATE, read_audio
 
 from .cache_table import megabytes

@@ -10,7 +10,7 @@ import transformers
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from whisper_mla.conversion.checkpoint_folder import check_writable
+from whisper_mla.hub.checkpoint_folder import check_writable
 from whisper_mla.hub.whole_file import write_whole
 from whisper_mla.transcription.audio import SAMPLING_RATE, AudioError, read_audio
 from whisper_mla.transcription.transcriber import Transcriber, Transcript, load_for_transcription

@@ -8,7 +8,7 @@ from typing import Any, cast
 from transformers import AutoProcessor, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from whisper_mla.conversion.errors import ConversionError
-from whisper_mla.conversion.source import read_config_fields
+from whisper_mla.conversion.source.loading import read_config_fields
 from whisper_mla.transcription.transcriber import Transcriber
 
 

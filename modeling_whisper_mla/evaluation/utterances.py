@@ -1,14 +1,11 @@
 """One utterance of a dataset: who it is, what was said, and how to get its audio."""
 
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
-
-from whisper_mla.transcription.audio import AudioError, read_audio
 
 # Files of bare samples: nothing in them says how many a second has.
 _HEADERLESS = {".raw", ".pcm"}
@@ -76,28 +73,6 @@ def check_has_sampling_rate(dataset: str, names: Iterable[str]) -> None:
             f"{dataset}: the sampling rate of {_first(unknown)} is unknown (samples without a header). Convert to WAV "
             "or FLAC, which state it."
         )
-
-
-def read_encoded_audio(data: bytes, name: str) -> np.ndarray:
-    """Decode the bytes of an audio file as `read_audio` decodes the file.
-
-    Args:
-        data: the content of the file.
-        name: of the file or row, for errors; its suffix tells the format where the content does not.
-
-    Returns:
-        numpy.ndarray: float32 `[samples]` at 16 kHz, one channel.
-
-    Raises:
-        AudioError: not audio that can be read; names `name`.
-    """
-    with tempfile.NamedTemporaryFile(suffix=Path(name).suffix) as file:
-        file.write(data)
-        file.flush()
-        try:
-            return read_audio(file.name)
-        except AudioError as error:
-            raise AudioError(str(error).replace(file.name, name)) from error
 
 
 def _first(names: list[str], count: int = 3) -> str:

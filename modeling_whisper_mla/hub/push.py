@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from transformers.utils.hub import convert_file_size_to_int
 
 from ..configuration.configuration_whisper_mla import WhisperMLAConfig
-from ..conversion.checksums import verify_checksums
 from ..conversion.errors import ConversionError
-from ..conversion.source import load_checkpoint, read_config_fields
+from ..conversion.source.checksums import verify_checksums
+from ..conversion.source.loading import load_checkpoint, read_config_fields
 from ..version import __version__
 from .conversion_record import read_conversion_record, write_conversion_record
 from .errors import explain_hub_error

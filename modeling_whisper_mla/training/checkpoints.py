@@ -9,8 +9,8 @@ from torch import nn
 from transformers import ProcessorMixin, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from whisper_mla.conversion.checkpoint_folder import written_aside
 from whisper_mla.freezing import trainable_parameters
+from whisper_mla.hub.checkpoint_folder import written_aside
 
 
 def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:

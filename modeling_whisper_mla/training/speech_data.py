@@ -17,8 +17,7 @@ import soxr
 from datasets import Audio, Dataset, IterableDataset
 from transformers.utils.logging import tqdm
 
-from whisper_mla.evaluation.utterances import read_encoded_audio
-from whisper_mla.transcription.audio import SAMPLING_RATE, AudioError, read_audio
+from whisper_mla.transcription.audio import SAMPLING_RATE, AudioError, read_audio, read_encoded_audio
 
 _KEYS = {
     "path",

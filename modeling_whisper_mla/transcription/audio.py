@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,28 @@ def read_audio(path: str | Path) -> np.ndarray:
     if not np.isfinite(audio).all():
         raise AudioError(f"{path}: holds NaN or infinite samples.")
     return np.ascontiguousarray(audio, dtype=np.float32)
+
+
+def read_encoded_audio(data: bytes, name: str) -> np.ndarray:
+    """Decode the bytes of an audio file as `read_audio` decodes the file.
+
+    Args:
+        data: the content of the file.
+        name: of the file or row, for errors; its suffix tells the format where the content does not.
+
+    Returns:
+        numpy.ndarray: float32 `[samples]` at 16 kHz, one channel.
+
+    Raises:
+        AudioError: not audio that can be read; names `name`.
+    """
+    with tempfile.NamedTemporaryFile(suffix=Path(name).suffix) as file:
+        file.write(data)
+        file.flush()
+        try:
+            return read_audio(file.name)
+        except AudioError as error:
+            raise AudioError(str(error).replace(file.name, name)) from error
 
 
 def _read_with_ffmpeg(path: Path, cause: Exception) -> np.ndarray:

@@ -9,8 +9,8 @@ from transformers import AutoModelForSpeechSeq2Seq, PreTrainedModel, ProcessorMi
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE, _combine_tokens_into_words
 
 from whisper_mla.conversion.errors import ConversionError
-from whisper_mla.conversion.processor import load_processor
-from whisper_mla.conversion.source import load_checkpoint, read_config_fields
+from whisper_mla.conversion.source.loading import load_checkpoint, read_config_fields
+from whisper_mla.conversion.source.processor import load_processor
 
 from .audio import SAMPLING_RATE
 

@@ -14,7 +14,8 @@ from tests.conversion.tiny import random_statistics
 from whisper_mla import WhisperMLAForConditionalGeneration
 from whisper_mla.command_line import convert_command as command
 from whisper_mla.command_line.app import app
-from whisper_mla.conversion import load_statistics, save_statistics, statistics_file
+from whisper_mla.conversion import load_statistics, save_statistics
+from whisper_mla.conversion.calibration import statistics_file
 
 runner = CliRunner()
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from tests.conftest import random_features, random_whisper
 from whisper_mla.conversion import METHODS, ConversionError, from_whisper, save_statistics, to_whisper
-from whisper_mla.conversion.arguments import _LOADING, method_options
+from whisper_mla.conversion.methods.method_options import _LOADING, method_options
 
 from .tiny import random_statistics
 

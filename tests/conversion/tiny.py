@@ -3,8 +3,10 @@
 import torch
 
 from tests.conftest import random_features
-from whisper_mla.conversion.calibrate import weights_fingerprint
-from whisper_mla.conversion.calibration import Example, Statistics, gather_statistics
+from whisper_mla.conversion.calibration.calibrate import weights_fingerprint
+from whisper_mla.conversion.calibration.examples import Example
+from whisper_mla.conversion.calibration.gather_statistics import gather_statistics
+from whisper_mla.conversion.calibration.statistics import Statistics
 
 
 def random_examples(model, lengths, seed: int = 0, prompt_length: int = 2) -> list[Example]:

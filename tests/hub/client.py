@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from whisper_mla import WhisperMLAForConditionalGeneration
 from whisper_mla.command_line.app import app
-from whisper_mla.conversion.source import load_checkpoint
+from whisper_mla.conversion.source.loading import load_checkpoint
 from whisper_mla.hub.pull import pull_folder
 from whisper_mla.hub.push import push_folder
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForSpeechSeq2Seq, TorchAoConfig
 
 from tests.conftest import random_features, random_whisper
 from whisper_mla.conversion import ConversionError, from_whisper
-from whisper_mla.conversion.source import load_checkpoint
+from whisper_mla.conversion.source.loading import load_checkpoint
 from whisper_mla.latent_attention import WhisperMLAAttention, is_plain_linear
 
 RANKS = {"exact": {}, "low-rank": {"kv_rank": 8, "cross_kv_rank": 12, "audio_kv_rank": 16}}

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from tests.conftest import random_whisper
 from whisper_mla.command_line.app import app
 from whisper_mla.conversion import ConversionError, from_whisper
-from whisper_mla.conversion.source import load_checkpoint
+from whisper_mla.conversion.source.loading import load_checkpoint
 
 
 class RunsCode:

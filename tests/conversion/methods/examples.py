@@ -3,8 +3,9 @@
 import torch
 from hypothesis import strategies as st
 
-from whisper_mla.conversion.factors import Factors
-from whisper_mla.conversion.latent_weights import LatentWeights, Moments
+from whisper_mla.conversion.calibration.moments import Moments
+from whisper_mla.conversion.methods.factors import Factors
+from whisper_mla.conversion.source.latent_weights import LatentWeights
 
 FLOAT = torch.float64
 

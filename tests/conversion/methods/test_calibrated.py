@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisper_mla.conversion.kronecker import KroneckerFactors
-from whisper_mla.conversion.latent_weights import Moments
+from whisper_mla.conversion.calibration.kronecker import KroneckerFactors
+from whisper_mla.conversion.calibration.moments import Moments
 from whisper_mla.conversion.methods import METHODS, attention, covariance, fisher, joint_svd, layer_norm, needs_moments
 
 from .examples import (

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisper_mla.conversion.factors import value_bias
 from whisper_mla.conversion.methods import METHODS, covariance, joint_svd, layer_norm
-from whisper_mla.conversion.refit import refit
-from whisper_mla.conversion.weighted_svd import gram_of, right_singular_vectors, whitening
+from whisper_mla.conversion.methods.factors import value_bias
+from whisper_mla.conversion.methods.weighted_svd import gram_of, right_singular_vectors, whitening
+from whisper_mla.conversion.refit.least_squares import refit
 
 from .examples import (
     CASES,

@@ -1,0 +1,175 @@
+"""Calibrate: from audio, or from a statistics file, to statistics of one stock model."""
+
+import copy
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from transformers import PreTrainedModel, ProcessorMixin, WhisperForConditionalGeneration
+from transformers.utils import logging
+
+from whisper_mla.conversion.errors import ConversionError
+from whisper_mla.conversion.source.latents import Latent
+
+from .clips import Clip, read_clips
+from .gather_statistics import gather_statistics
+from .make_examples import make_examples
+from .statistics import Statistics
+from .statistics_file import load_statistics
+
+logger = logging.get_logger(__name__)
+
+_Model = TypeVar("_Model", bound=PreTrainedModel)
+NO_PROCESSOR = "calibration: a processor is needed (processor=), the source has none."
+# Vectors of calibration per unit of rank: fewer than the first is refused, fewer than the second is worth a warning.
+VECTORS_NEEDED, VECTORS_WANTED = 8, 128
+
+
+def calibrate(
+    stock: WhisperForConditionalGeneration,
+    calibration: Any,
+    processor: ProcessorMixin | None = None,
+    *,
+    language: str | None = None,
+    task: str | None = None,
+    held_out: float = 0.25,
+    gradients: bool = True,
+    encoder: bool = True,
+    seed: int = 0,
+) -> Statistics:
+    """Statistics of a stock model on calibration audio.
+
+    Args:
+        stock: in evaluation mode. In half precision a float32 copy is run.
+        calibration: audio (see `read_clips`), a statistics file, or `Statistics`, which are checked and returned.
+        processor: of the model; not needed for statistics that exist.
+        language, task: of the audio; None: the model's default, or detected. Clips with a transcript need a language
+            where the model has no default; None is English.
+        held_out: share of the clips that is kept apart to measure conversions on, evenly spread; at least one clip,
+            unless there is only one.
+        gradients: gather the Fisher information, for `method="fisher"`.
+        encoder: gather statistics of encoder self-attention.
+        seed: of the random projections behind the Fisher information.
+
+    Returns:
+        Statistics: with `examples`, the clips that they are of, and `held_out`.
+
+    Raises:
+        ConversionError: no audio that can be read, no processor, or statistics of another model.
+    """
+    if not 0 <= held_out < 1:
+        raise ConversionError(f"held_out={held_out}: expected a share from 0 to below 1.")
+    clips = read_calibration(calibration)
+    fingerprint = weights_fingerprint(stock)
+    if isinstance(clips, Statistics):
+        if clips.source.get("model_sha256") != fingerprint:
+            raise ConversionError(
+                f"{clips.name}: these statistics are of another model ({clips.source.get('model', 'unknown')}, or in "
+                "another dtype). Calibrate this one: whisper-mla calibrate"
+            )
+        return clips
+    if processor is None:
+        raise ConversionError(NO_PROCESSOR)
+    model = running_copy(stock)
+    examples = make_examples(model, processor, clips, language=language, task=task)
+    kept = _spread(len(examples), held_out)
+    used = [example for i, example in enumerate(examples) if i not in kept]
+    statistics = gather_statistics(model, used, gradients=gradients, encoder=encoder, seed=seed)
+    statistics.examples = used
+    statistics.held_out = [examples[i] for i in sorted(kept)]
+    statistics.source = {
+        "model": model_name(stock),
+        "model_sha256": fingerprint,
+        "clips": len(clips),
+        "seconds": round(sum(len(clip.samples) for clip in clips) / 16_000, 1),
+        "with_transcript": sum(clip.text is not None for clip in clips),
+        "held_out_windows": len(kept),
+        "text_vectors": sum(len(example.decoder_input_ids) for example in used),
+        "audio_vectors": len(used) * stock.config.max_source_positions,
+    }
+    return statistics
+
+
+def read_calibration(calibration: Any) -> Statistics | list[Clip]:
+    """What `calibration` stands for, before any model is at hand: a statistics file read, or audio read.
+
+    Args:
+        calibration: see `calibrate`. Clips that are read already, and statistics, are returned.
+
+    Raises:
+        ConversionError: neither statistics nor audio that can be read.
+    """
+    if isinstance(calibration, Statistics):
+        return calibration
+    if isinstance(calibration, (str, os.PathLike)) and Path(calibration).suffix == ".safetensors":
+        return load_statistics(calibration)
+    if isinstance(calibration, list) and calibration and all(isinstance(item, Clip) for item in calibration):
+        return calibration
+    return read_clips(calibration)
+
+
+def check_vectors(statistics: Statistics, latents: list[Latent], force: bool) -> None:
+    """Warn where calibration is thin for a rank.
+
+    Args:
+        statistics: of calibration.
+        latents: those that are found with them.
+        force: go on where there is far too little.
+
+    Raises:
+        ConversionError: fewer than `VECTORS_NEEDED` vectors per unit of rank, without `force`.
+    """
+    thin = []
+    for latent in latents:
+        count = statistics.moments(latent).count
+        if count < VECTORS_NEEDED * latent.rank and not force:
+            needed, wanted = VECTORS_NEEDED * latent.rank, VECTORS_WANTED * latent.rank
+            raise ConversionError(
+                f"calibration: {count:,} vectors for {latent.name}, too few for rank {latent.rank}, which needs at "
+                f"least {needed:,} ({wanted:,} are recommended). Give more audio, or go on with force=True (--force)."
+            )
+        if count < VECTORS_WANTED * latent.rank:
+            thin.append((count / latent.rank, count, latent))
+    if thin:
+        _, count, latent = min(thin, key=lambda item: item[0])
+        logger.warning(
+            f"Calibration is thin: {count:,} vectors for {latent.name} at rank {latent.rank}, "
+            f"{VECTORS_WANTED * latent.rank:,} are recommended. More audio gives a better conversion."
+        )
+
+
+def model_name(model: PreTrainedModel) -> str:
+    """The Hub id that a model came from, or the name of its folder: where that lies means nothing to others."""
+    name = str(model.config._name_or_path or type(model).__name__)
+    return Path(name).resolve().name if Path(name).is_dir() else name
+
+
+def running_copy(stock: _Model) -> _Model:
+    """The model itself, or a copy that can be measured: in float32, because statistics of rounded activations would be
+    noise, in evaluation mode, and not on MPS, which has no float64."""
+    is_on_mps = stock.device.type == "mps"
+    if stock.dtype == torch.float32 and not stock.training and not is_on_mps:
+        return stock
+    running = copy.deepcopy(stock).float().eval()
+    return running.cpu() if is_on_mps else running
+
+
+def weights_fingerprint(model: PreTrainedModel) -> str:
+    """SHA-256 over names, shapes and values (as float32) of all weights: a float16 checkpoint and its float32
+    copy have the same."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {list(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _spread(count: int, share: float) -> set[int]:
+    """Indices of about `share · count` items, evenly spread; of two or more at least one, and never all."""
+    number = min(max(round(count * share), 1), count - 1) if share and count > 1 else 0
+    return {int((i + 0.5) * count / number) for i in range(number)}
+
+
+__all__ = ["calibrate", "check_vectors", "model_name", "read_calibration", "running_copy", "weights_fingerprint"]

@@ -1,0 +1,146 @@
+"""Calibration audio: clips from files, folders, arrays or a dataset."""
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers.utils import logging
+from transformers.utils.logging import tqdm
+
+from whisper_mla.conversion.errors import ConversionError
+from whisper_mla.transcription.audio import SAMPLING_RATE, AudioError, read_audio, read_encoded_audio
+
+logger = logging.get_logger(__name__)
+_AUDIO_SUFFIXES = {".flac", ".wav", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".webm", ".mp4", ".aiff", ".aif"}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Audio for calibration.
+
+    Attributes:
+        name: for messages.
+        samples: float32 `[samples]` at 16 kHz.
+        text: its transcript; None to let the stock model transcribe.
+    """
+
+    name: str
+    samples: np.ndarray
+    text: str | None = None
+
+
+def read_clips(calibration: Any) -> list[Clip]:
+    """Read calibration audio.
+
+    Args:
+        calibration: a folder of audio (with the transcripts of its metadata.csv or metadata.jsonl, if there is one), a
+            file, a list of files or of 16 kHz float arrays, or a `datasets` dataset with an "audio" column (and
+            "text", "sentence" or "transcription").
+
+    Returns:
+        list[Clip]: in a fixed order. Files that cannot be read are named in a warning and left out.
+
+    Raises:
+        ConversionError: nothing to read, or nothing that can be read.
+    """
+    if isinstance(calibration, (str, os.PathLike, dict)) or getattr(calibration, "ndim", None) == 1:
+        calibration = [calibration]
+    if not isinstance(calibration, Iterable):
+        raise ConversionError(f"calibration={calibration!r}: expected audio files, folders, arrays or a dataset.")
+    calibration = _undecoded(calibration)
+    clips: list[Clip] = []
+    failures: list[str] = []
+    for read in tqdm(list(_readers(calibration)), desc="Reading calibration audio", unit="clip"):
+        try:
+            clips.append(read())
+        except AudioError as error:
+            failures.append(str(error))
+            logger.warning(f"Left out of the calibration: {error}")
+    if not clips:
+        reason = f": {failures[0].rstrip('.')}" if failures else ""
+        raise ConversionError(f"calibration: no audio that can be read{reason}. Give audio files or a folder of them.")
+    return clips
+
+
+def _undecoded(calibration: Iterable) -> Iterable:
+    """A dataset whose audio comes as it is stored, so that no further decoder has to be installed."""
+    features = getattr(calibration, "features", None)
+    if not features:
+        return calibration
+    import datasets  # slow to import, and rarely needed
+
+    if isinstance(features.get("audio"), datasets.Audio):
+        return calibration.cast_column("audio", datasets.Audio(decode=False))  # type: ignore[attr-defined]
+    return calibration
+
+
+def _readers(calibration: Iterable) -> Iterator:
+    for number, item in enumerate(calibration):
+        if isinstance(item, (str, os.PathLike)):
+            path = Path(item)
+            transcripts = _transcripts(path) if path.is_dir() else {}
+            for file in _files(path):
+                text = transcripts.get(file.relative_to(path).as_posix()) if path.is_dir() else None
+                yield lambda file=file, text=text: Clip(str(file), read_audio(file), text)
+        elif isinstance(item, dict):
+            yield lambda item=item, number=number: _from_row(item, number)
+        else:
+            yield lambda item=item, number=number: _from_array(item, f"clip {number}")
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _AUDIO_SUFFIXES and file.is_file())
+    if not files:
+        raise ConversionError(f"{path}: no audio files in this folder ({', '.join(sorted(_AUDIO_SUFFIXES))}).")
+    return files
+
+
+def _transcripts(folder: Path) -> dict[str, str]:
+    """File name, relative to the folder, to transcript, from an audio folder's metadata."""
+    path = next((folder / name for name in ("metadata.csv", "metadata.jsonl") if (folder / name).is_file()), None)
+    if path is None:
+        return {}
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            lines = csv.DictReader(file) if path.suffix == ".csv" else map(json.loads, filter(str.strip, file))
+            texts = {str(row.get("file_name")): _text(row) for row in lines}
+    except (OSError, ValueError, AttributeError, csv.Error) as error:
+        raise ConversionError(f"{path}: cannot be read ({error}). Repair or remove it.") from error
+    return {Path(name).as_posix(): text for name, text in texts.items() if text}
+
+
+def _text(row: dict) -> str | None:
+    return next((row[key] for key in ("text", "sentence", "transcription") if row.get(key)), None)
+
+
+def _from_array(item: Any, name: str, text: str | None = None) -> Clip:
+    samples = np.asarray(item)
+    if samples.ndim != 1 or samples.size == 0 or samples.dtype.kind != "f" or not np.isfinite(samples).all():
+        raise AudioError(
+            f"{name}: expected a finite float array [samples] at 16 kHz, not {samples.dtype} {list(samples.shape)}."
+        )
+    return Clip(name, samples.astype(np.float32), text)
+
+
+def _from_row(row: dict, number: int) -> Clip:
+    audio, name, text = row.get("audio"), f"row {number}", _text(row)
+    if isinstance(audio, dict) and audio.get("array") is not None:
+        if audio.get("sampling_rate") != SAMPLING_RATE:
+            raise AudioError(
+                f"{name}: sampling rate {audio.get('sampling_rate')}, expected {SAMPLING_RATE}. Cast the column with "
+                "dataset.cast_column('audio', Audio(sampling_rate=16000))."
+            )
+        return _from_array(audio["array"], name, text)
+    if isinstance(audio, dict) and audio.get("bytes"):
+        return Clip(name, read_encoded_audio(audio["bytes"], audio.get("path") or name), text)
+    path = audio.get("path") if isinstance(audio, dict) else audio
+    if isinstance(path, (str, os.PathLike)):
+        return Clip(name, read_audio(Path(path)), text)
+    raise AudioError(f"{name}: no audio. A dataset needs an 'audio' column of files or of arrays.")

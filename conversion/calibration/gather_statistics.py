@@ -1,0 +1,157 @@
+"""Gather statistics of what attention reads while a Whisper decodes calibration audio."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from whisper_mla.conversion.source.latents import input_name
+
+from .attention_hooks import AttentionHooks
+from .examples import Example, batches, forced_logits
+from .kronecker import KroneckerFactors, KroneckerSums
+from .statistics import InputMoments, InputStatistics, Statistics
+
+
+def gather_statistics(
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    *,
+    gradients: bool = True,
+    encoder: bool = True,
+    draws: int = 4,
+    batch_size: int | None = None,
+    seed: int = 0,
+) -> Statistics:
+    """Run the model over examples, teacher-forced, and accumulate moments at every attention.
+
+    Padding of the decoder is left out; padding of the audio is not, because Whisper reads silence like speech. The
+    Fisher information comes from gradients of random projections of the logits whose covariance is that of the
+    log-likelihood's gradient, `diag(p) - p p^T`: unlike sampled tokens they do not vanish where the model is sure.
+    Moments take one pass; `KroneckerFactors`, which start from them, a second.
+
+    Args:
+        model: a stock `WhisperForConditionalGeneration` in evaluation mode. Its weights and gradients stay as they are.
+        examples: at least one.
+        gradients: gather the Fisher information too, for `method="fisher"`; takes about eight times as long.
+        encoder: gather for encoder self-attention too; without it, gradients stop at the encoder's output.
+        draws: random projections per token.
+        batch_size: clips at once; None: as many as the gradients of the encoder leave memory for, at most 4.
+        seed: of the projections.
+
+    Returns:
+        Statistics: on the CPU, float64.
+
+    Raises:
+        ValueError: no examples, or activations that are not finite.
+    """
+    if not examples:
+        raise ValueError("examples: at least one is needed to gather statistics.")
+    attentions = {
+        name: module
+        for name, module in model.named_modules()
+        if hasattr(module, "k_proj") and (encoder or ".encoder." not in name)
+    }
+    size = batch_size or _batch_size(model, gradients and encoder)
+    generator = torch.Generator(device=model.device).manual_seed(seed)
+    mask: Tensor | None = None
+
+    def passes(hooks: AttentionHooks, description: str) -> Iterator[Tensor]:
+        """Forward and backward passes: for every draw, or once without gradients, the logits `[tokens, vocabulary]`."""
+        nonlocal mask
+        with hooks, frozen(model), torch.set_grad_enabled(gradients):
+            for batch in batches(examples, size, model, description):
+                mask = batch["mask"]
+                logits = forced_logits(model, batch, encoder)[mask]
+                for draw in range(draws if gradients else 1):
+                    if gradients:
+                        hooks.slopes.clear()
+                        logits.backward(_projection(logits.detach(), generator), retain_graph=draw < draws - 1)
+                    yield logits.detach()
+
+    inputs = {input_name(name): InputMoments() for name in attentions}
+    queries = {name: (0, torch.zeros(())) for name in attentions}
+    fishers = {name: torch.zeros((), dtype=torch.float64, device=model.device) for name in inputs}
+    predicted = 0  # tokens, counted once for every draw
+
+    def of_text(states: Tensor, name: str) -> Tensor:
+        return states[mask] if ".decoder." in name else states.flatten(0, 1)
+
+    def see_query(name: str, output: Tensor) -> None:
+        attention = attentions[name]
+        query = of_text(output, name).double() * attention.scaling
+        query = query.unflatten(-1, (attention.num_heads, -1)).transpose(0, 1)
+        count, total = queries[name]
+        queries[name] = (count + query.shape[1], total.to(query) + query.transpose(1, 2) @ query)
+
+    hooks = AttentionHooks(
+        attentions, lambda place, states: inputs[place].update(of_text(states, place)), see_query, gradients
+    )
+    for logits in passes(hooks, "Gathering statistics"):
+        predicted += logits.shape[0]
+        for place, slope in hooks.slopes.items():
+            rows = slope.flatten(0, 1)
+            fishers[place] = fishers[place] + rows.T @ rows
+    factors: dict[str, KroneckerFactors] = {}
+    if gradients:
+        sums = {
+            place: KroneckerSums(fishers[place] / predicted, seen.mean, seen.covariance)
+            for place, seen in inputs.items()
+        }
+        states: dict[str, Tensor] = {}
+        hooks = AttentionHooks(attentions, states.__setitem__)
+        for _ in passes(hooks, "Gathering gradients"):
+            for place, slope in hooks.slopes.items():
+                sums[place].update(states[place], slope)
+        factors = {place: found.factors.to("cpu") for place, found in sums.items()}
+    statistics = Statistics(
+        inputs={
+            place: InputStatistics(
+                seen.count,
+                seen.mean.cpu(),
+                seen.covariance.cpu(),
+                fishers[place].cpu() / predicted if gradients else None,
+                factors.get(place),
+            )
+            for place, seen in inputs.items()
+        },
+        queries={name: (total / count).cpu() for name, (count, total) in queries.items()},
+    )
+    for place, found in statistics.inputs.items():
+        parts = [found.mean, found.covariance, found.gradient]
+        if found.kronecker is not None:
+            parts += [found.kronecker.gradient, found.kronecker.covariance]
+        if not all(torch.isfinite(part).all() for part in parts if part is not None):
+            raise ValueError(f"The activations at {place} are NaN or infinite: calibrate in float32 (dtype).")
+    return statistics
+
+
+def _batch_size(model: PreTrainedModel, encoder_gradients: bool) -> int:
+    """Clips at once: 4, or fewer if what the encoder keeps for its gradients would be more than some 4 GB."""
+    config = model.config
+    kept = 40 * config.encoder_layers * config.max_source_positions * config.d_model  # 10 float32 vectors per frame
+    return max(min(4, 4 * 10**9 // kept), 1) if encoder_gradients else 4
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter of the model asks for gradients meanwhile."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+def _projection(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Random vectors `[tokens, vocabulary]` with covariance `diag(p) - p p^T`, the Fisher information of the logits."""
+    probabilities = logits.double().softmax(dim=-1)
+    # Signs instead of normal numbers: the same covariance, less noise in the estimate.
+    signs = torch.randint(0, 2, logits.shape, generator=generator, device=logits.device) * 2 - 1
+    scaled = probabilities.sqrt() * signs
+    return (scaled - probabilities * scaled.sum(dim=-1, keepdim=True)).to(logits.dtype)
