@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from tests.conftest import random_whisper
 from tests.conversion.tiny import random_statistics
+from tests.rounding import same_divergence
 from whisper_mla import WhisperMLAForConditionalGeneration
 from whisper_mla.command_line import convert_command as command
 from whisper_mla.command_line.app import app
@@ -113,7 +114,7 @@ def test_audio_in_place_of_statistics(digits_folder, recordings, tmp_path):
 def test_refit(digits_folder, recordings, tmp_path, flag):
     files = sorted(recordings.glob("clip*"))[:2]
     calibration = [item for file in files for item in ("--calibration", file)]
-    ranks = ["--kv-rank", "256,256,256,64", "--language", "en", "--force", "--no-code"]
+    ranks = ["--kv-rank", "256,256,256,8", "--language", "en", "--force", "--no-code"]
     flat = re.sub(r"\s+", " ", run("convert", digits_folder, tmp_path / "model", *calibration, *ranks, flag).stdout)
     record = json.loads((tmp_path / "model" / "conversion.json").read_text())
     card = (tmp_path / "model" / "README.md").read_text()
@@ -121,7 +122,8 @@ def test_refit(digits_folder, recordings, tmp_path, flag):
         assert record["refit"] is None and "Refit of" not in flat and "refitted" not in card
         return
     refit = record["refit"]
-    assert refit["kept"] and refit["kl_after"] == pytest.approx(record["quality"]["kl_per_token"], rel=1e-2)
+    assert refit["kept"] and not same_divergence(refit["kl_after"], refit["kl_before"], logits_apart=1e-4)
+    assert same_divergence(refit["kl_after"], record["quality"]["kl_per_token"], logits_apart=1e-4)
     assert f"KL on held-out audio {refit['kl_before']:.2g} before, {refit['kl_after']:.2g} after; kept." in flat
     assert f"Low-rank latents (fisher, floor={record['method_options']['floor']}, refit)" in flat
     assert "up projections refitted together" in card

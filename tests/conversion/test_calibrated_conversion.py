@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tests.conftest import random_features, random_whisper
+from tests.rounding import same_divergence
 from whisper_mla.conversion import METHODS, ConversionError, from_whisper, save_statistics, to_whisper
 from whisper_mla.conversion.methods.method_options import _LOADING, method_options
 
@@ -88,7 +89,7 @@ def test_report_and_record_of_every_placement(tiny, tiny_statistics, placement):
     best = min(report["option_search"], key=lambda trial: trial["kl"])
     assert report["method_options"] == record["method_options"] == {"floor": best["floor"]}
     assert report["quality"] == record["quality"]
-    assert report["quality"]["kl_per_token"] == pytest.approx(best["kl"], rel=1e-2)
+    assert same_divergence(report["quality"]["kl_per_token"], best["kl"])
     assert report["quality"]["kl_per_token"] > 0 and 0 <= report["quality"]["token_agreement"] <= 1
     assert report["quality"]["tokens"] == 4 * 11
     assert record["calibration"] == {**tiny_statistics.source, "used": True}
@@ -132,7 +133,8 @@ def test_half_precision_on_the_cpu(tiny, tiny_statistics, dtype):
     assert {tensor.dtype for tensor in model.state_dict().values()} == {dtype} == {half.dtype}
     whole = convert(tiny, tiny_statistics, **PLACEMENTS["all"])
     kl, expected = (m.conversion_report["quality"]["kl_per_token"] for m in (model, whole))
-    assert kl == pytest.approx(expected, rel=0.2)
+    # Rounded weights are a model of their own, but the ranks cost far more than the rounding.
+    assert expected / 2 < kl < 2 * expected
     assert model.conversion_report["cache"]["bytes_per_value"] == 2
 
 
@@ -269,7 +271,7 @@ def test_statistics_that_lack_what_is_needed(tiny):
 def test_audio_to_conversion_in_one_call(digits_folder, clip_paths):
     """The processor of the source's folder is used; the checkpoint is in float16."""
     arguments = {"cross_kv_rank": 32, "calibration": clip_paths[:6], "language": "en"}
-    model = from_whisper(digits_folder, **arguments)
+    model = from_whisper(digits_folder, refit=False, **arguments)
     assert model.dtype == torch.float16
     calibration = model.conversion_record["calibration"]
     assert (calibration["clips"], calibration["model"], calibration["held_out_windows"]) == (6, "whisper-digits", 2)
