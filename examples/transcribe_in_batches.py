@@ -14,7 +14,7 @@ from transformers import AutoConfig
 
 from whisper_mla import LatentCache, WhisperMLAConfig
 from whisper_mla.transcription.audio import SAMPLING_RATE, read_audio
-from whisper_mla.transcription.transcriber import load_for_transcription
+from whisper_mla.transcription.loading import load_for_transcription
 
 
 def main(

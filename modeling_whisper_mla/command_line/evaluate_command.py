@@ -29,7 +29,7 @@ from whisper_mla.evaluation.scores import compare_models, score_utterances, summ
 from whisper_mla.evaluation.speech_datasets import read_datasets
 from whisper_mla.evaluation.utterance_results import ResultsFile
 from whisper_mla.evaluation.utterances import Utterance
-from whisper_mla.transcription.transcriber import load_for_transcription
+from whisper_mla.transcription.loading import load_for_transcription
 
 from . import console
 

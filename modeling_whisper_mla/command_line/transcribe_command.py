@@ -1,27 +1,35 @@
 """`whisper-mla transcribe`: files in, transcripts out, in batches, with progress."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
-import torch
-import transformers
 import typer
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from whisper_mla.hub.checkpoint_folder import check_writable
 from whisper_mla.hub.whole_file import write_whole
-from whisper_mla.transcription.audio import SAMPLING_RATE, AudioError, read_audio
-from whisper_mla.transcription.transcriber import Transcriber, Transcript, load_for_transcription
-from whisper_mla.transcription.transcript_files import output_names, render
+from whisper_mla.transcription.audio import AudioError
+from whisper_mla.transcription.loading import load_for_transcription
+from whisper_mla.transcription.subtitles import SubtitleOptions
+from whisper_mla.transcription.transcriber import Transcriber
+from whisper_mla.transcription.transcript_files import TIMED, output_names, render
+from whisper_mla.transcription.voice_activity import VoiceActivityDetector
 
 from . import console
+from .fallback_options import (
+    CompressionRatioThreshold,
+    ConditionOnPrevTokens,
+    LogprobThreshold,
+    NoSpeechThreshold,
+    Temperatures,
+    fallback_options,
+)
+from .transcribe_run import Job, run_batches
 
 Timestamps = Literal["none", "segment", "word"]
-Format = Literal["text", "json", "srt", "vtt"]
+Format = Literal["text", "json", "srt", "vtt", "tsv", "csv"]
 Task = Literal["transcribe", "translate"]
 Dtype = Literal["float32", "float16", "bfloat16"]
+Channels = Literal["mix", "split"]
 
 
 def transcribe(
@@ -30,11 +38,28 @@ def transcribe(
     language: Annotated[str | None, typer.Option(help="Name or code; default: the model's, or detected.")] = None,
     task: Annotated[Task | None, typer.Option(help="Default: the model's.")] = None,
     timestamps: Annotated[
-        Timestamps | None, typer.Option(help="Default: segment for srt and vtt, else none.", show_default=False)
+        Timestamps | None,
+        typer.Option(help="Default: segment where the format has times.", show_default=False),
     ] = None,
     num_beams: Annotated[int, typer.Option(min=1, help="1 is greedy decoding.")] = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Files decoded at once.")] = 8,
     file_format: Annotated[Format, typer.Option("--format", help="Of the transcripts.")] = "text",
+    channels: Annotated[Channels, typer.Option(help="split: transcribe each apart, a speaker in each.")] = "mix",
+    vad: Annotated[bool, typer.Option("--vad", help="Skip what holds no speech (extra: whisper-mla[vad]).")] = False,
+    vad_threshold: Annotated[float, typer.Option(help="Probability of speech.")] = 0.5,
+    temperatures: Temperatures = "0,0.2,0.4,0.6,0.8,1",
+    compression_ratio_threshold: CompressionRatioThreshold = "2.4",
+    logprob_threshold: LogprobThreshold = "-1",
+    no_speech_threshold: NoSpeechThreshold = "0.6",
+    condition_on_prev_tokens: ConditionOnPrevTokens = False,
+    line_width: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of subtitles, in characters; default: no limit.", show_default=False),
+    ] = None,
+    lines: Annotated[int, typer.Option(min=1, help="In a cue of subtitles, with --line-width.")] = 2,
+    highlight_words: Annotated[
+        bool, typer.Option("--highlight-words", help="In vtt, underline each word as it is spoken.")
+    ] = False,
     output_dir: Annotated[
         Path | None, typer.Option(help="Write one file per audio here instead of printing.", show_default=False)
     ] = None,
@@ -43,9 +68,15 @@ def transcribe(
     dtype: Annotated[Dtype | None, typer.Option(help="Default: float32 on the CPU, else the checkpoint's.")] = None,
     revision: Annotated[str | None, typer.Option(help="Of a Hub checkpoint.", show_default=False)] = None,
 ):
-    needs_times = file_format in ("srt", "vtt")
+    needs_times = file_format in TIMED
+    if highlight_words and (file_format != "vtt" or timestamps not in (None, "word")):
+        raise typer.BadParameter("--highlight-words needs --format vtt and --timestamps word.")
     if timestamps is None:
-        timestamps = "segment" if needs_times else "none"
+        timestamps = "word" if highlight_words else "segment" if needs_times else "none"
+    options = fallback_options(
+        temperatures, compression_ratio_threshold, logprob_threshold, no_speech_threshold, condition_on_prev_tokens
+    )
+    subtitles = SubtitleOptions(line_width, lines, highlight_words)
     if needs_times and timestamps == "none":
         raise typer.BadParameter(f"--format {file_format} needs --timestamps segment or word.")
     if needs_times and output_dir is None and len(audio) > 1:
@@ -58,70 +89,43 @@ def transcribe(
         if output_dir.exists() and not output_dir.is_dir():
             raise ValueError(f"--output-dir {output_dir}: exists and is not a folder.")
         check_writable(output_dir / names[0])
-    work = list(zip(audio, names, strict=True))
+    work = [Job(path, name) for path, name in zip(audio, names, strict=True)]
     if resume and output_dir:
-        work = [(path, name) for path, name in work if not (output_dir / name).exists()]
+        work = [job for job in work if not (output_dir / job.name).exists()]
     if resume and len(work) < len(audio):
         console.note(f"{len(audio) - len(work)} of {len(audio)} already transcribed.")
     if not work:
         return
+    detector = VoiceActivityDetector(vad_threshold) if vad else None
     loaded, processor = load_for_transcription(model, device, dtype, revision)
     if loaded.config.model_type == "whisper":
         console.note(f"Note: {model} is a stock Whisper; its cache is not latent.")
-    transcriber = Transcriber(loaded, processor, language, task, timestamps, num_beams)
+    transcriber = Transcriber(loaded, processor, language, task, timestamps, num_beams, options)
 
     if output_dir:
         output_dir.mkdir(parents=True, exist_ok=True)
-    failures = 0
+    failures = fallbacks = 0
+    skipped = 0.0
     results = []
-    for path, name, result in run_batches(transcriber, work, batch_size):
+    for job, result in run_batches(transcriber, work, batch_size, channels == "split", detector):
         if isinstance(result, AudioError):
             failures += 1
             console.error(str(result))
-        elif output_dir:
-            write_whole(output_dir / name, render(result, file_format, str(path)))
+            continue
+        fallbacks, skipped = fallbacks + result.fallbacks, skipped + result.skipped_seconds
+        if output_dir:
+            write_whole(output_dir / job.name, render(result, file_format, str(job.audio), subtitles))
         elif file_format == "json":
-            results.append(render(result, file_format, str(path)))
+            results.append(render(result, file_format, str(job.audio)))
         else:
-            heading = f"{path}: " if len(audio) > 1 else ""
-            print(heading + render(result, file_format), end="", flush=True)
+            heading = f"{job.audio}: " if len(audio) > 1 else ""
+            print(heading + render(result, file_format, subtitles=subtitles), end="", flush=True)
     if results:
         print("[\n" + ",\n".join(text.rstrip() for text in results) + "\n]" if len(audio) > 1 else results[0].rstrip())
     if output_dir:
         console.note(f"{len(work) - failures} transcripts written to {output_dir}")
+    if fallbacks or skipped:
+        console.note(f"{fallbacks} windows decoded at higher temperatures; {skipped:.1f} s without speech skipped.")
     if failures:
         console.note(f"{failures} of {len(audio)} files could not be read.")
         raise typer.Exit(1)
-
-
-def run_batches(
-    transcriber: Transcriber, work: list[tuple[Path, str]], batch_size: int
-) -> Iterator[tuple[Path, str, Transcript | AudioError]]:
-    """Read, transcribe and yield in order, with a progress bar of files on standard error."""
-    transformers.utils.logging.disable_progress_bar()
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console.messages, transient=True, redirect_stdout=False) as progress:
-        bar = progress.add_task("Transcribing", total=len(work))
-        finished = 0
-        for start in range(0, len(work), batch_size):
-            batch = work[start : start + batch_size]
-            audios: list[np.ndarray] = []
-            results: list[AudioError | None] = []
-            for path, _ in batch:
-                try:
-                    audios.append(read_audio(path))
-                    results.append(None)
-                except AudioError as error:
-                    results.append(error)
-
-            def show(frames: torch.Tensor, audios=audios, finished=finished):
-                done, total = (column.sum().item() for column in frames.T)
-                progress.update(bar, completed=finished + len(audios) * done / max(total, 1))
-
-            seconds = sum(len(samples) for samples in audios) / SAMPLING_RATE
-            progress.update(bar, description=f"Transcribing {len(audios)} files, {seconds:.0f} s of audio")
-            transcripts = iter(transcriber(audios, show) if audios else [])
-            finished += len(batch)
-            progress.update(bar, completed=finished)
-            for (path, name), result in zip(batch, results, strict=True):
-                yield path, name, next(transcripts) if result is None else result

@@ -1,15 +1,14 @@
 """What tells one checkpoint from another, without loading its weights."""
 
 import hashlib
-import types
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from transformers import AutoProcessor, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoProcessor, GenerationConfig, PreTrainedTokenizerBase
 
 from whisper_mla.conversion.errors import ConversionError
 from whisper_mla.conversion.source.loading import read_config_fields
-from whisper_mla.transcription.transcriber import Transcriber
+from whisper_mla.transcription.languages import check_language
 
 
 def checkpoint_identity(source: str, revision: str | None = None) -> dict:
@@ -54,11 +53,9 @@ def check_checkpoint(source: str, languages: set[str | None], revision: str | No
         generation = GenerationConfig.from_pretrained(source, **hub)
     except OSError as error:
         raise ConversionError(f"{source}: no generation_config.json, which says what languages it has.") from error
-    # A transcriber asks nothing else of a model before it transcribes.
-    model = cast(PreTrainedModel, types.SimpleNamespace(generation_config=generation))
     for language in sorted(languages, key=str):
         try:
-            Transcriber(model, processor, language)
+            check_language(generation, language)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
     return processor.tokenizer

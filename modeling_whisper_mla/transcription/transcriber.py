@@ -1,48 +1,27 @@
 """Transcribe arrays of audio with a Whisper or Whisper-MLA model."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from transformers import AutoModelForSpeechSeq2Seq, PreTrainedModel, ProcessorMixin
-from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE, _combine_tokens_into_words
-
-from whisper_mla.conversion.errors import ConversionError
-from whisper_mla.conversion.source.loading import load_checkpoint, read_config_fields
-from whisper_mla.conversion.source.processor import load_processor
+from torch import Tensor
+from transformers import PreTrainedModel, ProcessorMixin
 
 from .audio import SAMPLING_RATE
-
-
-@dataclass(frozen=True)
-class Span:
-    """Text between two times, in seconds from the beginning of the file."""
-
-    start: float
-    end: float
-    text: str
-
-
-@dataclass(frozen=True)
-class Transcript:
-    """What was said in one file.
-
-    Attributes:
-        text: the whole transcript.
-        language: code of the language that the model was told or detected; None for an English-only model.
-        segments: as the model marked them; none if no timestamps were asked for.
-        words: with word timestamps only.
-    """
-
-    text: str
-    language: str | None = None
-    segments: list[Span] = field(default_factory=list)
-    words: list[Span] = field(default_factory=list)
+from .decoding import WindowDecoder
+from .fallback import FallbackOptions
+from .languages import check_language, default_language
+from .recording import Prompt, Recording
+from .timestamp_tokens import COUNT, timestamp_tokens
+from .transcript import Transcript
 
 
 class Transcriber:
     """A model and its processor, ready to transcribe batches of files of any length.
+
+    Audio that fits the model's window (30 s) is decoded at once, longer audio window by window, each beginning where
+    the model marked the end of the last whole segment (sequential long form). What comes out of a file does not depend
+    on the files beside it, but for the rounding of batched arithmetic.
 
     Args:
         model: a stock Whisper or a Whisper-MLA model in evaluation mode.
@@ -51,6 +30,7 @@ class Transcriber:
         task: "transcribe" or "translate"; None: the model's default.
         timestamps: "none", "segment" or "word".
         num_beams: 1 for greedy decoding.
+        fallback: temperatures and thresholds; None: OpenAI's. `fallback.NO_FALLBACK` decodes once.
 
     Raises:
         ValueError: a language, task or timestamps that the model does not have.
@@ -64,148 +44,88 @@ class Transcriber:
         task: str | None = None,
         timestamps: str = "none",
         num_beams: int = 1,
+        fallback: FallbackOptions | None = None,
     ):
         if timestamps not in ("none", "segment", "word"):
             raise ValueError(f"timestamps={timestamps!r}: expected 'none', 'segment' or 'word'.")
-        self.model, self.processor, self.timestamps = model, processor, timestamps
-        self._not_words = {*processor.tokenizer.all_special_ids, *processor.tokenizer.timestamp_ids()}
         generation = model.generation_config
         if timestamps == "word" and not getattr(generation, "alignment_heads", None):
             raise ValueError("timestamps='word': the model's generation config has no alignment_heads. Use 'segment'.")
-        self.languages = {number: name.strip("<|>") for name, number in getattr(generation, "lang_to_id", {}).items()}
-        self.arguments: dict = {"num_beams": num_beams, "return_segments": True}
-        if not getattr(generation, "is_multilingual", True):
-            if (language or "en").lower() not in ("en", "english") or task == "translate":
-                raise ValueError(f"language={language!r}, task={task!r}: this model only transcribes English.")
-            return
-        if language is not None:
-            code = TO_LANGUAGE_CODE.get(language.lower(), language.lower())
-            if code not in self.languages.values():
-                codes = ", ".join(sorted(self.languages.values()))
-                raise ValueError(f"language={language!r}: the model does not have it. It has: {codes}.")
-            self.arguments["language"] = code
-        if task is not None:
-            self.arguments["task"] = task
+        self.times = timestamp_tokens(generation)
+        if timestamps != "none" and self.times is None:
+            raise ValueError(
+                f"timestamps={timestamps!r}: the model's generation config has no no_timestamps_token_id, which says "
+                "what tokens are times. Use 'none', or convert the original checkpoint with `whisper-mla convert`, "
+                "which fills it in."
+            )
+        self.model, self.processor, self.timestamps = model, processor, timestamps
+        self.language = check_language(generation, language, task) or default_language(generation)
+        options = fallback or FallbackOptions()
+        self.prompt = self._prompt() if options.condition_on_prev_tokens else None
+        tokenizer = processor.tokenizer
+        special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self.not_words = {*tokenizer.all_special_ids, *special}
+        if self.times is not None:
+            self.not_words |= set(range(self.times.first, self.times.first + COUNT))
+        self.decoder = WindowDecoder(model, tokenizer, options, task, num_beams, timestamps == "word")
 
     def __call__(
-        self, audios: list[np.ndarray], progress: Callable[[torch.Tensor], None] | None = None
+        self,
+        audios: list[np.ndarray],
+        progress: Callable[[Tensor], None] | None = None,
+        stretches: list[list[tuple[int, int]]] | None = None,
     ) -> list[Transcript]:
         """Transcribe a batch.
 
         Args:
-            audios: float32 arrays `[samples]` at 16 kHz, of any length. Those longer than the model's window
-                (30 s) are decoded together, window by window, the others together.
-            progress: called with a tensor `[audios, 2]` of frames done and in all before each window.
+            audios: float32 arrays `[samples]` at 16 kHz, of any length.
+            progress: called with a tensor `[audios, 2]` of frames done and in all before each batch of windows.
+            stretches: for each audio the samples `(first, last)` to transcribe, the rest being skipped; None: all.
 
         Returns:
             list[Transcript]: in the order of `audios`.
         """
+        parts = stretches or [[(0, len(audio))] for audio in audios]
+        recordings = [self._recording(audio, part) for audio, part in zip(audios, parts, strict=True)]
+        while waiting := [recording for recording in recordings if not recording.is_done]:
+            if progress:
+                progress(torch.tensor([recording.frames for recording in recordings]))
+            windows = [recording.next_window() for recording in waiting]
+            for recording, window, decoding in zip(waiting, windows, self.decoder(windows), strict=True):
+                recording.take(window, decoding, self.processor.tokenizer, self.not_words)
+        return [recording.transcript() for recording in recordings]
+
+    def _recording(self, audio: np.ndarray, parts: list[tuple[int, int]]) -> Recording:
         extractor = self.processor.feature_extractor
-        is_long = len(audios[0]) > extractor.n_samples
-        same = [(len(audio) > extractor.n_samples) == is_long for audio in audios]
-        if not all(same):
-            # Apart, so that what a file's transcript is does not depend on its neighbours.
-            groups = [
-                [audio for audio, here in zip(audios, same, strict=True) if here is kind] for kind in (True, False)
-            ]
-            results = {kind: iter(self(group, progress)) for kind, group in zip((True, False), groups, strict=True)}
-            return [next(results[here]) for here in same]
-        features = extractor(
-            audios,
-            sampling_rate=SAMPLING_RATE,
-            return_tensors="pt",
-            return_attention_mask=True,
-            **({"truncation": False, "padding": "longest"} if is_long else {}),
-        )
-        arguments = dict(self.arguments)
-        # Whisper finds its way through long audio by the timestamps that it predicts.
-        arguments["return_timestamps"] = is_long or self.timestamps != "none"
-        if self.timestamps == "word":
-            arguments["return_token_timestamps"] = True
-        with torch.inference_mode():
-            output = self.model.generate(  # type: ignore[operator]
-                features.input_features.to(self.model.device, self.model.dtype),
-                attention_mask=features.attention_mask.to(self.model.device),
-                monitor_progress=progress,
-                **arguments,
+        stretches = []
+        for first, last in parts:
+            is_long = last - first > extractor.n_samples
+            # One by one: beside a longer one the end of a file would be computed from padding.
+            features = extractor(
+                audio[first:last],
+                sampling_rate=SAMPLING_RATE,
+                return_tensors="pt",
+                return_attention_mask=True,
+                **({"truncation": False, "padding": "longest"} if is_long else {}),
             )
-        return [self._transcript(segments) for segments in output["segments"]]
+            frames = int(features.attention_mask.sum())
+            stretches.append((features.input_features[0], frames, first / SAMPLING_RATE))
+        skipped = (len(audio) - sum(last - first for first, last in parts)) / SAMPLING_RATE
+        return Recording(
+            stretches,
+            window_frames=extractor.nb_max_frames,
+            language=self.language,
+            with_timestamps=self.timestamps != "none",
+            times=self.times,
+            prompt=self.prompt,
+            skipped_seconds=skipped,
+        )
 
-    def _transcript(self, segments: list[dict]) -> Transcript:
-        tokenizer = self.processor.tokenizer
-        texts = [tokenizer.decode(segment["tokens"], skip_special_tokens=True) for segment in segments]
-        text, language = "".join(texts).strip(), self._language(segments)
-        if self.timestamps == "none":
-            return Transcript(text, language)
-        spans = [
-            Span(round(float(segment["start"]), 2), round(float(segment["end"]), 2), part.strip())
-            for segment, part in zip(segments, texts, strict=True)
-        ]
-        words = []
-        if self.timestamps == "word":
-            words = [word for segment in segments for word in self._words(segment, language)]
-        return Transcript(text, language, [span for span in spans if span.text], words)
-
-    def _language(self, segments: list[dict]) -> str | None:
-        """The language token among the tokens that the first window was decoded from."""
-        if not segments:
-            return None
-        result = segments[0]["result"]
-        tokens = result["sequences"] if isinstance(result, dict) else result
-        return next((self.languages[token] for token in tokens.tolist() if token in self.languages), None)
-
-    def _words(self, segment: dict, language: str | None) -> list[Span]:
-        """Words of one segment; a word ends where the next token begins."""
-        tokenizer = self.processor.tokenizer
-        tokens, starts = segment["tokens"].tolist(), segment["token_timestamps"].tolist()
-        ends = [*starts[1:], float(segment["end"])]
-        spoken = [i for i, token in enumerate(tokens) if token not in self._not_words]
-        name = LANGUAGES.get(language or "en")
-        words, _, groups = _combine_tokens_into_words(tokenizer, [tokens[i] for i in spoken], name)
-        spans = []
-        for word, group in zip(words, groups, strict=True):
-            start, end = starts[spoken[group[0]]], ends[spoken[group[-1]]]
-            if word.strip():
-                spans.append(Span(round(start, 2), round(max(start, end), 2), word.strip()))
-        return spans
-
-
-def load_for_transcription(
-    source: str, device: str | None = None, dtype: str | None = None, revision: str | None = None
-) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """Load a stock or converted checkpoint with its processor.
-
-    Args:
-        source: a folder or a Hub id.
-        device: "cpu", "cuda", "cuda:1", …; None: the first accelerator there is.
-        dtype: "float32", "float16", "bfloat16"; None: float32 on the CPU, else that of the checkpoint.
-        revision: branch, tag or commit on the Hub.
-
-    Returns:
-        tuple: the model in evaluation mode on its device, and the processor.
-
-    Raises:
-        ConversionError: not a Whisper of either kind, weights missing or damaged, no processor, no such device.
-    """
-    hub = {} if revision is None else {"revision": revision}
-    model_type = read_config_fields(source, **hub).get("model_type")
-    if model_type not in ("whisper", "whisper_mla"):
-        raise ConversionError(f"{source}: model type {model_type!r} is neither Whisper nor Whisper-MLA.")
-    try:
-        where = torch.device(device or default_device())
-        torch.empty(0, device=where)
-    except (RuntimeError, AssertionError) as error:
-        raise ConversionError(f"device={device!r}: not available here ({str(error).splitlines()[0]}).") from error
-    kind = dtype or ("float32" if where.type == "cpu" else "auto")
-    model = load_checkpoint(AutoModelForSpeechSeq2Seq, source, dtype=kind, **hub)
-    processor = load_processor(source, **hub)
-    if processor is None:
-        raise ConversionError(f"{source}: no processor (feature extractor and tokenizer) in this checkpoint.")
-    model.to(where)  # type: ignore[arg-type]
-    return model.eval(), processor
-
-
-def default_device() -> str:
-    """The accelerator PyTorch sees, or the CPU."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return "cpu" if accelerator is None else accelerator.type
+    def _prompt(self) -> Prompt:
+        start = getattr(self.model.generation_config, "prev_sot_token_id", None)
+        if start is None:
+            raise ValueError(
+                "condition_on_prev_tokens: the model's generation config has no prev_sot_token_id, the token before a "
+                "prompt. Turn it off, or convert the original checkpoint with `whisper-mla convert`, which fills it in."
+            )
+        return Prompt(start, self.model.config.max_target_positions // 2 - 1)

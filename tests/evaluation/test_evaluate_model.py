@@ -68,7 +68,7 @@ def test_languages_are_told_to_the_model(exact, fresh, processor, clips, monkeyp
     monkeypatch.setattr(model, "generate", lambda *a, **k: told.append(k.get("language")) or original(*a, **k))
     spoken = [utterance(clips, "clip00", language) for language in ("en", None, "de", "en")]
     evaluate_model(model, processor, spoken, batch_size=2)
-    assert told == ["en", None, "de"]
+    assert told == [["<|en|>"] * 2, ["<|en|>"], ["<|de|>"]]  # None: as the generation config says
 
 
 def test_a_language_the_model_does_not_have_stops_before_the_first_step(exact, fresh, processor, clips, monkeypatch):
@@ -132,11 +132,11 @@ def test_an_interrupted_run_continues_and_gives_the_same(exact, fresh, processor
     original = model.generate
 
     def stop_at(count):
-        def generate(features, **options):
+        def generate(**options):
             if len(calls) == count:
                 raise Interrupted
-            calls.append(len(features))
-            return original(features, **options)
+            calls.append(len(options["encoder_outputs"].last_hidden_state))
+            return original(**options)
 
         monkeypatch.setattr(model, "generate", generate)
 

@@ -25,31 +25,29 @@ def test_options_reach_generate(asked, processor, clips):
     model, arguments = asked
     transcriber = Transcriber(model, processor, language="German", task="translate", num_beams=3)
     assert transcriber([clips["clip00"]["samples"]])[0].language == "de"
-    assert (arguments["language"], arguments["task"], arguments["num_beams"]) == ("de", "translate", 3)
+    assert (arguments["language"], arguments["task"], arguments["num_beams"]) == (["<|de|>"], "translate", 3)
     assert not arguments["return_timestamps"]
 
 
 def test_defaults_are_the_models_own(asked, processor, clips):
     model, arguments = asked
     Transcriber(model, processor)([clips["clip00"]["samples"]])
-    assert "language" not in arguments and "task" not in arguments
+    assert (arguments["language"], arguments["task"]) == (["<|en|>"], "transcribe")  # as its generation config says
 
 
 def test_progress_is_reported_window_by_window(exact, processor, clips):
     seen = []
-    Transcriber(exact, processor)([clips["long"]["samples"]], seen.append)
+    Transcriber(exact, processor)([clips["long"]["samples"][:300_000]], seen.append)
     done = [int(frames[0, 0]) for frames in seen]
-    assert len(done) >= 3 and done == sorted(done) and done[0] == 0
+    assert len(done) >= 2 and done == sorted(done) and done[0] == 0
     assert all(torch.equal(frames[:, 1], seen[0][:, 1]) for frames in seen)
 
 
-def test_neighbours_do_not_change_a_transcript(asked, processor, clips):
-    model, arguments = asked
-    transcriber = Transcriber(model, processor)
-    names = ["clip02", "long", "clip00"]
-    together = transcriber([clips[name]["samples"] for name in names])
-    assert together == [transcriber([clips[name]["samples"]])[0] for name in names]
-    assert not arguments["return_timestamps"]
+def test_neighbours_do_not_change_a_transcript(exact, processor, clips):
+    transcriber = Transcriber(exact, processor)
+    long = clips["long"]["samples"]
+    audios = [clips["clip02"]["samples"], long[:170_000], clips["clip00"]["samples"], long[:250_000]]
+    assert transcriber(audios) == [transcriber([samples])[0] for samples in audios]
 
 
 @pytest.mark.parametrize(
@@ -75,4 +73,4 @@ def test_an_english_only_model(exact, processor, fresh, clips):
         Transcriber(model, processor, language="de")
     with pytest.raises(ValueError, match="only transcribes English"):
         Transcriber(model, processor, task="translate")
-    assert "language" not in Transcriber(model, processor, language="en").arguments
+    assert Transcriber(model, processor, language="en").language is None

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from whisper_mla.hub.whole_file import write_whole
-from whisper_mla.transcription.transcriber import Span, Transcript
+from whisper_mla.transcription.transcript import Span, Transcript
 from whisper_mla.transcription.transcript_files import output_names, render
 
 TRANSCRIPT = Transcript(
