@@ -8,6 +8,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.generation_whisper import WhisperGenerationMixin
 
 from .latent_cache import LatentCache
+from .self_check import check_release
+from .transformers_releases import CACHE, ENCODER_STEP, with_cache_name
 
 
 @dataclass
@@ -21,12 +23,21 @@ class CrossLatentOutput(BaseModelOutput):
 class LatentCacheMixin:
     """Makes `generate` build a [`LatentCache`] where it would build a stock one."""
 
+    def generate(self, *args, **kwargs):
+        """As in Transformers. A cache may be given as `cache` or `past_key_values`, whatever the release.
+
+        Raises:
+            RuntimeError: the installed Transformers is outside of the tested range and does not decode rightly.
+        """
+        check_release()
+        return super().generate(*args, **with_cache_name(kwargs, CACHE))
+
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
-        given = model_kwargs.get("past_key_values")
+        given = model_kwargs.get(CACHE)
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        cache = model_kwargs.get("past_key_values")
+        cache = model_kwargs.get(CACHE)
         if given is None and cache is not None:
-            model_kwargs["past_key_values"] = LatentCache.like(cache, self.config)
+            model_kwargs[CACHE] = LatentCache.like(cache, self.config)
 
 
 class WhisperMLAGenerationMixin(LatentCacheMixin, WhisperGenerationMixin):
@@ -47,20 +58,10 @@ class WhisperMLAGenerationMixin(LatentCacheMixin, WhisperGenerationMixin):
         generation_config.audio_copies = copies
         return expanded
 
-    def _prepare_text_encoder_decoder_kwargs_for_generation(
-        self, inputs_tensor, model_kwargs, model_input_name, generation_config
-    ):
-        return super()._prepare_text_encoder_decoder_kwargs_for_generation(
-            self._without_copies(inputs_tensor, generation_config), model_kwargs, model_input_name, generation_config
-        )
-
-    def _prepare_encoder_decoder_kwargs_for_generation(
-        self, inputs_tensor, model_kwargs, model_input_name, generation_config
-    ):
-        # The same hook under its name in older Transformers.
-        return super()._prepare_encoder_decoder_kwargs_for_generation(
-            self._without_copies(inputs_tensor, generation_config), model_kwargs, model_input_name, generation_config
-        )
+    def _encode_each_audio_once(self, inputs_tensor, model_kwargs, model_input_name, generation_config):
+        stock = getattr(super(), ENCODER_STEP)
+        inputs_tensor = self._without_copies(inputs_tensor, generation_config)
+        return stock(inputs_tensor, model_kwargs, model_input_name, generation_config)
 
     def _without_copies(self, inputs_tensor: Tensor, generation_config) -> Tensor:
         """Audio features `[audios·copies, ...]` reduced to `[audios, ...]` where all copies of each audio are equal.
@@ -99,3 +100,6 @@ class WhisperMLAGenerationMixin(LatentCacheMixin, WhisperGenerationMixin):
         return super()._get_candidate_generator(
             *args, inputs_tensor=inputs_tensor, model_kwargs=model_kwargs, assistant_model=assistant_model, **kwargs
         )
+
+
+setattr(WhisperMLAGenerationMixin, ENCODER_STEP, WhisperMLAGenerationMixin._encode_each_audio_once)

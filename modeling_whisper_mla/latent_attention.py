@@ -6,6 +6,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.whisper.modeling_whisper import WhisperAttention, eager_attention_forward
 
 from .absorbed_attention import absorb_query, attend, expand_output
+from .transformers_releases import strict_forward
 
 
 class WhisperMLAAttention(WhisperAttention):
@@ -67,11 +68,12 @@ class WhisperMLAAttention(WhisperAttention):
             and is_plain_linear(self.v_proj)
         )
 
+    @strict_forward
     def forward(
         self,
         hidden_states: Tensor,
         key_value_states: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         attention_mask: Tensor | None = None,
         output_attentions: bool = False,
         **kwargs,
@@ -82,7 +84,8 @@ class WhisperMLAAttention(WhisperAttention):
             hidden_states: `[batch, T, embed_dim]`.
             key_value_states: cross-attention only: the audio's latents `[audios, frames, width]`, already projected by
                 the decoder. `batch` is a multiple of `audios`: consecutive rows (beams) read the same audio.
-            past_key_values: any Transformers cache; this layer's latents go to its keys, its values stay zero-width.
+            cache: any Transformers cache, also by its older name past_key_values; this layer's latents go
+                to its keys, its values stay zero-width.
             attention_mask: `[batch, 1, T, positions]` as prepared by Transformers for self-attention, or None.
             output_attentions: passed on to the attention function.
 
@@ -92,20 +95,21 @@ class WhisperMLAAttention(WhisperAttention):
 
         Raises:
             ValueError: `batch` is not a multiple of `audios`.
+            TypeError: an unknown keyword.
         """
         batch, length, _ = hidden_states.shape
         if key_value_states is not None:
             latent = key_value_states[..., self.latent_start : self.latent_start + self.rank]
-            register_cross_attention(past_key_values, self.layer_idx, batch, latent)
+            register_cross_attention(cache, self.layer_idx, batch, latent)
             # Beams of one audio become further queries on its one latent sequence.
             hidden_states = fold_beams(hidden_states, latent.shape[0])
             attention_mask = None
         else:
             latent = self.compress(hidden_states)
-            if past_key_values is not None:
-                if isinstance(past_key_values, EncoderDecoderCache):
-                    past_key_values = past_key_values.self_attention_cache
-                latent, _ = past_key_values.update(latent[:, None], latent[:, None, :, :0], self.layer_idx)
+            if cache is not None:
+                if isinstance(cache, EncoderDecoderCache):
+                    cache = cache.self_attention_cache
+                latent, _ = cache.update(latent[:, None], latent[:, None, :, :0], self.layer_idx)
                 latent = latent[:, 0]
 
         rows, num_queries = hidden_states.shape[:2]

@@ -31,6 +31,7 @@ from .generation_whisper_mla import CrossLatentOutput, LatentCacheMixin, Whisper
 from .hub.saved_folder import SavedFolderMixin
 from .latent_attention import WhisperMLAAttention
 from .latent_cache import LatentCache
+from .transformers_releases import CACHE, strict_forward
 
 logger = logging.get_logger(__name__)
 
@@ -118,6 +119,8 @@ class WhisperMLAEncoder(WhisperMLAPreTrainedModel, WhisperEncoder):
         self.gradient_checkpointing = False
         self.post_init()
 
+    forward = strict_forward(WhisperEncoder.forward)
+
 
 class WhisperMLADecoder(WhisperMLAPreTrainedModel, WhisperDecoder):
     """Whisper's text decoder on latents.
@@ -161,13 +164,14 @@ class WhisperMLADecoder(WhisperMLAPreTrainedModel, WhisperDecoder):
             return self.cross_kv_down_proj(encoder_hidden_states)
         return torch.cat([layer.encoder_attn.compress(encoder_hidden_states) for layer in self.layers], dim=-1)
 
+    @strict_forward
     @merge_with_config_defaults
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         encoder_hidden_states: Tensor | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         inputs_embeds: Tensor | None = None,
         position_ids: Tensor | None = None,
         use_cache: bool | None = None,
@@ -184,14 +188,14 @@ class WhisperMLADecoder(WhisperMLAPreTrainedModel, WhisperDecoder):
         if encoder_hidden_states is not None and not encoder_states_are_latent:
             encoder_hidden_states = self.cross_latent(encoder_hidden_states)
         # An empty plain cache has no place for cross-attention; stock Whisper replaces it likewise.
-        is_plain = type(past_key_values) is DynamicCache and past_key_values.get_seq_length() == 0
-        if use_cache and (past_key_values is None or (is_plain and encoder_hidden_states is not None)):
-            past_key_values = LatentCache(self.config)
+        is_plain = type(cache) is DynamicCache and cache.get_seq_length() == 0
+        if use_cache and (cache is None or (is_plain and encoder_hidden_states is not None)):
+            cache = LatentCache(self.config)
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
             encoder_hidden_states=encoder_hidden_states,
-            past_key_values=past_key_values,
+            **{CACHE: cache},
             inputs_embeds=inputs_embeds,
             position_ids=position_ids,
             use_cache=use_cache,
@@ -208,6 +212,7 @@ class WhisperMLAModel(WhisperMLAPreTrainedModel, WhisperModel):
         self.decoder = WhisperMLADecoder(config)
         self.post_init()
 
+    @strict_forward
     def forward(
         self,
         input_features: Tensor | None = None,
@@ -215,7 +220,7 @@ class WhisperMLAModel(WhisperMLAPreTrainedModel, WhisperModel):
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
         encoder_outputs: BaseModelOutput | tuple | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         decoder_inputs_embeds: Tensor | None = None,
         decoder_position_ids: Tensor | None = None,
         use_cache: bool | None = None,
@@ -231,7 +236,7 @@ class WhisperMLAModel(WhisperMLAPreTrainedModel, WhisperModel):
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=decoder_attention_mask,
             encoder_outputs=encoder_outputs,
-            past_key_values=past_key_values,
+            **{CACHE: cache},
             decoder_inputs_embeds=decoder_inputs_embeds,
             decoder_position_ids=decoder_position_ids,
             use_cache=use_cache,
@@ -254,6 +259,7 @@ class WhisperMLAForConditionalGeneration(
         self.max_target_positions = config.max_target_positions
         self.post_init()
 
+    @strict_forward
     @can_return_tuple
     def forward(
         self,
@@ -262,7 +268,7 @@ class WhisperMLAForConditionalGeneration(
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
         encoder_outputs: BaseModelOutput | tuple | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         decoder_inputs_embeds: Tensor | None = None,
         decoder_position_ids: Tensor | None = None,
         labels: Tensor | None = None,
@@ -283,7 +289,7 @@ class WhisperMLAForConditionalGeneration(
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=decoder_attention_mask,
             encoder_outputs=encoder_outputs,
-            past_key_values=past_key_values,
+            **{CACHE: cache},
             decoder_inputs_embeds=decoder_inputs_embeds,
             decoder_position_ids=decoder_position_ids,
             labels=labels,
@@ -372,6 +378,8 @@ class WhisperMLAForCausalLM(LatentCacheMixin, WhisperMLAPreTrainedModel, Whisper
         self.model = _WhisperMLADecoderWrapper(config)
         self.proj_out = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    forward = strict_forward(WhisperForCausalLM.forward)
 
 
 def import_conversion(module: str):

@@ -24,9 +24,11 @@ SOURCE_FILES = (
     "configuration_whisper_mla.py",
     "cache_size.py",
     "absorbed_attention.py",
+    "transformers_releases.py",
     "latent_attention.py",
     "latent_cache.py",
     "freezing.py",
+    "self_check.py",
     "generation_whisper_mla.py",
     "conversion_record.py",
     "saved_folder.py",
@@ -65,7 +67,7 @@ def write_remote_code(folder: str | os.PathLike) -> None:
 
 def flatten_imports(text: str) -> str:
     """`from .package.module import x` as it must read beside `module.py`: `from .module import x`."""
-    return re.sub(r"^from \.+(?:\w+\.)*(\w+) import", r"from .\1 import", text, flags=re.MULTILINE)
+    return re.sub(r"^( *)from \.+(?:\w+\.)*(\w+) import", r"\1from .\2 import", text, flags=re.MULTILINE)
 
 
 def _locate(name: str) -> Path:
