@@ -32,8 +32,8 @@ _ENCODER_STEPS = (
 )
 ENCODER_STEP = next(name for name in _ENCODER_STEPS if hasattr(GenerationMixin, name))
 
-# Keywords that forwards hand down to others unread: what to return. They mean nothing to the numbers.
-_HANDED_DOWN = frozenset({"output_attentions", "output_hidden_states", "return_dict"})
+# Keywords that forwards hand down to others unread: what to return and keep. They mean nothing to the numbers.
+_HANDED_DOWN = frozenset({"output_attentions", "output_hidden_states", "return_dict", "use_cache"})
 
 
 def installed_release() -> tuple[int, int]:
