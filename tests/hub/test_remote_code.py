@@ -127,7 +127,7 @@ def test_the_code_is_whole_and_says_what_it_is(folders):
 
 def test_flatten_imports():
     text = "from .a.b.c import d\nfrom .e import f\n    from .g.h import i\nimport torch\n"
-    assert flatten_imports(text) == "from .c import d\nfrom .e import f\n    from .g.h import i\nimport torch\n"
+    assert flatten_imports(text) == "from .c import d\nfrom .e import f\n    from .h import i\nimport torch\n"
 
 
 def test_code_can_be_left_out_and_is_removed_again(exact, tmp_path):
