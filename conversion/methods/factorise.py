@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
 from whisper_mla.conversion.calibration.statistics import Statistics
@@ -85,3 +86,13 @@ def factorise(latents: Sequence[Latent], decompositions: Decompositions) -> list
     """The factors of each latent at its rank, with a progress bar."""
     bar = tqdm(latents, desc="Factorising", unit="latent", disable=not latents)
     return [Factorised(latent, decompositions.of(latent, latent.rank)) for latent in bar]
+
+
+def compute_device(stock: PreTrainedModel) -> torch.device:
+    """Where to factorise a model: where it is, or on a CUDA or XPU device: others have no float64."""
+    if stock.device.type in ("cuda", "xpu"):
+        return stock.device
+    for name in ("cuda", "xpu"):
+        if getattr(torch, name).is_available():
+            return torch.device(name)
+    return torch.device("cpu")

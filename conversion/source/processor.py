@@ -3,8 +3,9 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
-from transformers import AutoProcessor, ProcessorMixin
+from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from whisper_mla.conversion.errors import ConversionError
 
@@ -71,3 +72,23 @@ def save_processor(source: str | os.PathLike, folder: str | os.PathLike, **hub_a
         text = json.dumps(spelling, ensure_ascii=False, indent=2)
         Path(folder, "normalizer.json").write_text(text + "\n", encoding="utf-8")
     return True
+
+
+def processor_of(source: str | os.PathLike | PreTrainedModel, arguments: dict[str, Any]) -> ProcessorMixin | None:
+    """The processor that belongs to a source; for a model in memory, the one where it was loaded from.
+
+    Args:
+        source: a folder, a Hub id, or a model.
+        arguments: those of `from_pretrained`; only what says where files are is used.
+
+    Raises:
+        ConversionError: it is damaged.
+    """
+    if not isinstance(source, PreTrainedModel):
+        names = ("cache_dir", "local_files_only", "token", "revision", "subfolder")
+        return load_processor(source, **{name: arguments[name] for name in names if name in arguments})
+    name = source.config._name_or_path
+    try:
+        return load_processor(name) if name else None
+    except ConversionError:
+        return None

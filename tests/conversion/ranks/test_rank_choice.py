@@ -182,7 +182,7 @@ def test_a_bound_that_rounding_breaks_is_told(tiny, tiny_statistics, monkeypatch
             is_converted = isinstance(model, WhisperMLAForConditionalGeneration)
             return replace(found, kl=0.09 * rounding) if is_converted else found
 
-    monkeypatch.setattr(importlib.import_module("whisper_mla.conversion.from_whisper"), "HeldOut", Rounded)
+    monkeypatch.setattr(importlib.import_module("whisper_mla.conversion.stages"), "HeldOut", Rounded)
     with caplog.at_level("WARNING"):
         convert(tiny, tiny_statistics, max_kl=0.1)
     told = "max_kl=0.1: was met before the weights were rounded to torch.float32; the model has 0.27." in caplog.text

@@ -1,0 +1,203 @@
+"""What a conversion is to do, with everything refused that can be refused before weights are loaded."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedModel
+
+from whisper_mla.configuration.configuration_whisper_mla import WhisperMLAConfig
+
+from .calibration.calibrate import NO_PROCESSOR, read_calibration
+from .calibration.statistics import Statistics
+from .errors import ConversionError
+from .methods import METHODS, needs_moments
+from .methods.method_options import method_options
+from .ranks.budget import Budget
+from .source.latents import latents_of
+from .source.loading import read_config
+from .source.processor import processor_of
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A conversion, as a user asked for it and as far as it is known without the weights.
+
+    Attributes:
+        source: a Hub id, a folder, or a model in memory.
+        latent_fields: fields of `WhisperMLAConfig` (`LATENT_FIELDS`), as given.
+        budget: what ranks are chosen under; not given: those of `latent_fields` hold.
+        method: of `METHODS`.
+        options: of the method.
+        calibration: clips or statistics, read; None where the conversion uses none.
+        processor: of the source, where clips have to be made into examples.
+        language, task: of the clips; None: the model's default, or detected.
+        refit: True, False, or None: where it helps.
+        sequential: find every latent on what the converted layers below deliver.
+        force: go on with too few vectors of calibration.
+        loading: keyword arguments of `from_pretrained` of the source.
+    """
+
+    source: str | os.PathLike | PreTrainedModel
+    latent_fields: Mapping[str, Any]
+    budget: Budget
+    method: str
+    options: dict[str, Any]
+    calibration: Any
+    processor: Any
+    language: str | None
+    task: str | None
+    refit: bool | None
+    sequential: bool
+    force: bool
+    loading: dict[str, Any]
+
+    @classmethod
+    def from_arguments(
+        cls,
+        source: str | os.PathLike | PreTrainedModel,
+        latent_fields: Mapping[str, Any],
+        budget: Budget,
+        others: Mapping[str, Any],
+        *,
+        method: str | None = None,
+        calibration: Any = None,
+        **arguments,
+    ) -> "Plan":
+        """The plan that the arguments of `from_whisper` describe. Reads config.json of the source, and calibration.
+
+        Args:
+            source: what to convert.
+            latent_fields: fields of `WhisperMLAConfig`.
+            budget: of cache bytes or of quality; may be empty.
+            others: options of the method, and arguments of `from_pretrained`.
+            method: of `METHODS`; None: "fisher" with calibration, "joint_svd" without.
+            calibration: audio or statistics, see `read_calibration`; None where there is none.
+            arguments: the remaining fields of a plan.
+
+        Raises:
+            ConversionError: the source is no stock Whisper, calibration cannot be read, or a budget cannot be met.
+            ValueError: an unknown method, option or argument, a rank out of range or of wrong length, or arguments
+                that do not go together.
+        """
+        method = method or ("joint_svd" if calibration is None else "fisher")
+        if method not in METHODS:
+            raise ValueError(f"method={method!r}: expected one of {', '.join(map(repr, METHODS))}.")
+        loading = dict(others)
+        options = method_options(method, loading)
+        fields = {"method": method, "options": options, "calibration": calibration, "loading": loading}
+        plan = cls(source, latent_fields, budget, **fields, **arguments)
+        budget.check()
+        for refusal in _REFUSALS:
+            if refusal.when(plan):
+                raise refusal.error(refusal.message.format(plan=plan))
+        return plan._fitted(WhisperMLAConfig.from_whisper_config(read_config(source, **loading), **latent_fields))
+
+    def _fitted(self, config: WhisperMLAConfig) -> "Plan":
+        """The plan for a model of this configuration, with calibration read."""
+        low_rank = [latent for latent in latents_of(config) if latent.rank < config.d_model]
+        if self.budget.is_given:
+            self.budget.ranks(config.d_model)
+        elif self.refit and all(latent.in_encoder for latent in low_rank):
+            raise ValueError("refit=True: nothing in the decoder to refit. Give kv_rank, cross_kv_rank or a budget.")
+        if self.calibration is None or not (low_rank or self.budget.is_given):
+            return replace(self, calibration=None)
+        calibration, processor = read_calibration(self.calibration), self.processor
+        if not isinstance(calibration, Statistics):
+            processor = processor or processor_of(self.source, self.loading)
+            if processor is None:
+                raise ConversionError(NO_PROCESSOR)
+        elif (self.sequential or self.refit) and not calibration.examples:
+            name = "sequential=True" if self.sequential else "refit=True"
+            raise ConversionError(f"{name}: needs calibration audio (calibration=), not a statistics file.")
+        return replace(self, calibration=calibration, processor=processor)
+
+    @property
+    def needs_moments(self) -> bool:
+        """Whether factors depend on calibration, not only what is measured of them."""
+        by_option = self.options.get("preserved_key_selection") == "2-norm"
+        return needs_moments(self.method) or by_option or self.sequential
+
+    @property
+    def may_refit(self) -> bool:
+        """Whether up projections may be refitted together."""
+        return self.method == "fisher" and not self.sequential and self.refit is not False
+
+    @property
+    def has_a_rank(self) -> bool:
+        """Whether any rank was given."""
+        return any(self.latent_fields.get(name) is not None for name in ("kv_rank", "cross_kv_rank", "audio_kv_rank"))
+
+    @property
+    def approach(self) -> str:
+        """For messages: the argument that says how latents are found."""
+        return "sequential=True" if self.sequential else f"method={self.method!r}"
+
+    @property
+    def demands_audio(self) -> str:
+        """For messages: the argument that cannot do without calibration; empty where there is none."""
+        if self.budget.max_kl is not None:
+            return "max_kl"
+        return self.approach if self.needs_moments else ""
+
+
+class _Refusal(NamedTuple):
+    """Arguments that do not go together."""
+
+    when: Callable[[Plan], object]
+    error: type[Exception]
+    message: str
+
+
+# Tried in this order, before anything is read.
+_REFUSALS = (
+    _Refusal(
+        lambda plan: plan.refit and (plan.method != "fisher" or plan.sequential),
+        ValueError,
+        "refit=True: needs method='fisher', with calibration audio, not {plan.approach}.",
+    ),
+    _Refusal(
+        lambda plan: plan.refit and plan.budget.max_kl is not None,
+        ValueError,
+        "refit=True: could break max_kl. Leave it out: a refit that lowers the KL is taken anyway.",
+    ),
+    _Refusal(
+        lambda plan: (
+            plan.budget.is_given
+            and (not plan.latent_fields["cross_kv_shared"] or plan.latent_fields["cross_cache"] != "latent")
+        ),
+        ConversionError,
+        "A budget needs the shared cross-attention latent: leave out cross_kv_shared, cross_cache.",
+    ),
+    _Refusal(
+        lambda plan: (
+            plan.budget.is_given and None not in (plan.latent_fields["kv_rank"], plan.latent_fields["cross_kv_rank"])
+        ),
+        ConversionError,
+        "A budget chooses kv_rank, cross_kv_rank, or both: give one of them at most.",
+    ),
+    _Refusal(
+        lambda plan: plan.budget.is_given and plan.options.get("preserved_key_dims"),
+        ConversionError,
+        "preserved_key_dims needs given ranks (kv_rank): leave out the budget.",
+    ),
+    _Refusal(
+        lambda plan: plan.calibration is not None and not plan.has_a_rank and not plan.budget.is_given,
+        ValueError,
+        "calibration: has nothing to calibrate, the conversion is exact. Give kv_rank, cross_kv_rank, audio_kv_rank or "
+        "a budget, or leave it out.",
+    ),
+    _Refusal(
+        lambda plan: plan.refit and plan.calibration is None,
+        ValueError,
+        "refit=True: needs calibration audio: calibration=….",
+    ),
+    _Refusal(
+        lambda plan: plan.demands_audio and plan.calibration is None,
+        ValueError,
+        "{plan.demands_audio} needs calibration audio or a statistics file: calibration=….",
+    ),
+)
+
+__all__ = ["Plan"]
