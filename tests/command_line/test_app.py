@@ -178,6 +178,7 @@ def test_transcribe_one_file_prints_only_text(converted, clips):
     assert run("transcribe", converted, clips["clip00"]["path"]).stdout == clips["clip00"]["text"] + "\n"
 
 
+@pytest.mark.processes
 def test_redirected_output_of_a_terminal_session_is_written(converted, clips, tmp_path):
     """With a live progress bar on a terminal and standard output in a file."""
     terminal, ours = pty.openpty()

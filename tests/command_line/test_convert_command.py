@@ -110,6 +110,7 @@ def test_audio_in_place_of_statistics(digits_folder, recordings, tmp_path):
     assert not list((tmp_path / "model").glob("*.py"))
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("flag", ["--refit", "--no-refit"])
 def test_refit(digits_folder, recordings, tmp_path, flag):
     files = sorted(recordings.glob("clip*"))[:2]

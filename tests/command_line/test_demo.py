@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 from rich.console import Console
 
 from whisper_mla.command_line.demo import run_demo
@@ -17,6 +18,7 @@ def test_demo_shows_equal_tokens_and_smaller_caches(capsys):
     assert "tokens equal to stock" in text and "Whisper-MLA, exact" in text and "-69.8%" in text
 
 
+@pytest.mark.processes
 def test_demo_needs_no_network():
     """Run as a user does, with every connection refused."""
     program = (

@@ -25,4 +25,5 @@ def clip_paths(clips):
 
 @pytest.fixture(scope="session")
 def digits_statistics(digits, processor, clip_paths):
-    return calibrate(digits, clip_paths, processor, language="en")
+    """Of eight clips, two of them held out."""
+    return calibrate(digits, clip_paths[:8], processor, language="en")

@@ -10,6 +10,8 @@ from tests.conftest import CONVERSIONS, random_features, random_whisper
 from whisper_mla import WhisperMLAForConditionalGeneration
 from whisper_mla.conversion import METHODS, ConversionError, Moments, from_whisper, to_whisper
 
+pytestmark = pytest.mark.numerics
+
 
 def logits(model, features, tokens):
     with torch.no_grad():

@@ -107,6 +107,7 @@ def test_rates_are_those_of_the_transcripts(evaluated):
     assert latent["cache_bytes"]["total"] < stock["cache_bytes"]["total"] / 10
 
 
+@pytest.mark.processes
 def test_two_processes_give_the_result_of_one(evaluated, digits_folder, low, data, tmp_path):
     program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", EXAMPLE]
     arguments = [digits_folder, low, "--dataset", data, "--language", "en", "--batch-size", 2, "--device", "cpu"]

@@ -144,6 +144,7 @@ with written_aside(sys.argv[1]) as folder:
 """
 
 
+@pytest.mark.kills
 def test_a_kill_leaves_no_target_and_the_next_run_cleans_up(tmp_path):
     target = tmp_path / "model"
     done = subprocess.run([sys.executable, "-c", KILLED, str(target)], check=False)

@@ -10,6 +10,8 @@ import pytest
 from tests.hub import client
 from tests.hub.conftest import contents, served
 
+pytestmark = pytest.mark.kills
+
 NAME = "org/tiny-mla"
 KILLS = 20
 

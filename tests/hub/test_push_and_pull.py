@@ -311,6 +311,7 @@ def test_offline_from_the_cache(hub, clients, checkpoint, expected):
     assert hub.requests == []
 
 
+@pytest.mark.processes
 def test_command_offline_in_a_process_of_its_own(hub, clients, speaking, clips, tmp_path):
     clients.value(client.push, speaking, NAME)
     transcribe = ["transcribe", NAME, str(clips["clip00"]["path"])]

@@ -8,6 +8,8 @@ from torch.nn.attention.flex_attention import create_block_mask
 
 from whisper_mla.absorbed_attention import absorb_query, attend, expand_output
 
+pytestmark = pytest.mark.numerics
+
 
 def reference(query, latent, key_up, value_up, value_bias, visible):
     """Expand keys and values, then attend; `visible` is boolean `[B, 1, T, S]`."""

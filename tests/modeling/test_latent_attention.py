@@ -11,6 +11,8 @@ from tests.conftest import CONVERSIONS, random_features, random_whisper
 from whisper_mla import WhisperMLAConfig, WhisperMLAForConditionalGeneration
 from whisper_mla.latent_attention import WhisperMLAAttention, fold_beams, is_plain_linear
 
+pytestmark = pytest.mark.numerics
+
 
 @pytest.fixture
 def force(monkeypatch):

@@ -9,6 +9,8 @@ import torch
 from tests.conftest import random_features, random_whisper
 from whisper_mla import WhisperMLAForConditionalGeneration
 
+pytestmark = pytest.mark.numerics
+
 MODELS = 24
 # Tokens at once: all that the absorbed form takes with heads of 8, then one by one.
 PARTS = [8, 1, 1, 1]

@@ -19,6 +19,8 @@ import whisper_mla
 from tests.conftest import CONVERSIONS, random_features, random_whisper
 from whisper_mla import WhisperMLAConfig, WhisperMLAForCausalLM, WhisperMLAForConditionalGeneration, WhisperMLAModel
 
+pytestmark = pytest.mark.numerics
+
 
 @pytest.mark.parametrize("conversion", CONVERSIONS)
 def test_save_and_load_through_the_auto_classes(digits, processor, speech, tmp_path, conversion):

@@ -27,6 +27,8 @@ from whisper_mla.command_line.app import app
 from .corruption import damage
 from .tiny import tiny_whisper
 
+pytestmark = pytest.mark.properties
+
 # 2,000; fewer only where a run says so (CI at the oldest Transformers).
 EXAMPLES, PARTS = int(os.environ.get("WHISPER_MLA_EXAMPLES", "2000")), 8
 COMMANDS = {"stock": ["convert", "transcribe", "inspect"], "converted": ["export", "transcribe", "inspect"]}

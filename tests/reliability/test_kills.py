@@ -23,6 +23,8 @@ from whisper_mla import WhisperMLAForConditionalGeneration
 
 from .tiny import tiny_whisper
 
+pytestmark = pytest.mark.kills
+
 MOMENTS = 20
 RECORDS = ("conversion.json", "report.json", "README.md")
 

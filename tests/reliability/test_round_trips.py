@@ -4,6 +4,7 @@ import os
 import tempfile
 from unittest import mock
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -13,6 +14,8 @@ from tests.conftest import random_features, random_whisper
 from whisper_mla import LatentCache, WhisperMLAForConditionalGeneration
 from whisper_mla.configuration import cache_size
 from whisper_mla.latent_cache import LatentLayer, LatentStaticLayer
+
+pytestmark = pytest.mark.properties
 
 # 2,000; fewer only where a run says so (CI at the oldest Transformers).
 EXAMPLES = int(os.environ.get("WHISPER_MLA_EXAMPLES", "2000"))

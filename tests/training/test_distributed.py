@@ -11,6 +11,8 @@ from tests.conftest import random_features
 from tests.training import shard_worker, train_worker
 from tests.training.conftest import ROOT
 
+pytestmark = pytest.mark.processes
+
 
 def two_processes(module: str, argument: str) -> None:
     command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", f"tests.training.{module}"]

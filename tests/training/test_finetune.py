@@ -46,6 +46,7 @@ def weights_of(folder) -> dict[str, torch.Tensor]:
     return AutoModelForSpeechSeq2Seq.from_pretrained(folder).state_dict()
 
 
+@pytest.mark.training
 def test_a_run_begun_again_goes_on_from_its_checkpoint(finetune, command, tmp_path):
     finetune.main(command(output_dir=str(tmp_path / "whole")))
     finetune.main(command())
@@ -60,6 +61,7 @@ def test_a_run_begun_again_goes_on_from_its_checkpoint(finetune, command, tmp_pa
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
+@pytest.mark.training
 def test_another_recipe_does_not_go_on_where_one_was_begun(finetune, command, capsys):
     finetune.main(command(max_steps=1))
     with pytest.raises(SystemExit):
@@ -67,6 +69,7 @@ def test_another_recipe_does_not_go_on_where_one_was_begun(finetune, command, ca
     assert "holds a run with another recipe (different: learning_rate)" in capsys.readouterr().err
 
 
+@pytest.mark.training
 def test_a_run_that_never_began_is_not_held_against_the_next(finetune, command, tmp_path, capsys):
     with pytest.raises(SystemExit):
         finetune.main(command(model=str(tmp_path / "nothing")))
@@ -75,6 +78,7 @@ def test_a_run_that_never_began_is_not_held_against_the_next(finetune, command, 
     assert "another recipe" not in capsys.readouterr().err
 
 
+@pytest.mark.training
 def test_labels_of_the_teacher(finetune, command, tmp_path, monkeypatch):
     seen, tokenised = [], LabelMaker.__call__
     # A teacher with random weights may hear nothing.

@@ -6,6 +6,8 @@ from torch.nn import functional
 
 from whisper_mla.training.losses import IGNORED, cross_entropy, distillation_divergence, relative_error
 
+pytestmark = pytest.mark.numerics
+
 VOCABULARY = 11
 
 

@@ -92,6 +92,7 @@ def test_all_recipes_are_there():
     assert names == {"digits", "dora", "librispeech-small", "librispeech-small-paper", "lora", "multilingual"}
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe_runs(path, finetune, tiny_checkpoint, tmp_path, monkeypatch, capsys):
     recipe = yaml.safe_load(path.read_text())

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from tests.training.conftest import ROOT, losses
@@ -12,6 +13,7 @@ from tests.training.train_worker import make_trainer
 from whisper_mla.training.checkpoints import last_complete_checkpoint
 
 
+@pytest.mark.kills
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
     whole = make_trainer(str(tmp_path / "whole"), save_strategy="no")
     whole.train()

@@ -20,6 +20,8 @@ from whisper_mla import (
 from . import fetched_tests
 from .whisper_tester import Family, add_to_name_tables, make_cases, outcomes
 
+pytestmark = pytest.mark.transformers_suite
+
 STOCK = Family(WhisperConfig, (WhisperModel, WhisperForConditionalGeneration), WhisperForCausalLM, {})
 VARIANTS = {
     "exact": {},

@@ -9,6 +9,8 @@ from tests.conftest import random_whisper
 from tests.conversion.tiny import random_examples
 from whisper_mla.conversion.calibration.fisher_information import FisherInformation
 
+pytestmark = pytest.mark.numerics
+
 NAMES = [
     "model.decoder.layers.0.self_attn.k_proj.weight",
     "model.decoder.layers.1.self_attn.v_proj.weight",

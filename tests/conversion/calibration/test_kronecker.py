@@ -3,6 +3,8 @@ import torch
 
 from whisper_mla.conversion.calibration.kronecker import KroneckerFactors, KroneckerSums, damped_inverse
 
+pytestmark = pytest.mark.numerics
+
 FLOAT = torch.float64
 
 

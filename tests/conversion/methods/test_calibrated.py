@@ -24,6 +24,8 @@ from .examples import (
     stack,
 )
 
+pytestmark = pytest.mark.numerics
+
 CALIBRATED = ("covariance", "attention", "fisher")
 
 

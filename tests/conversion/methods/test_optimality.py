@@ -11,6 +11,8 @@ from whisper_mla.conversion.methods import METHODS
 
 from .examples import CASES, FLOAT, SHAPES, generator, own_norm, product, random_moments, stack
 
+pytestmark = pytest.mark.numerics
+
 every_method = pytest.mark.parametrize(("name", "options"), CASES)
 
 

@@ -12,6 +12,8 @@ from whisper_mla.conversion.methods.joint_svd import preserved_rows
 
 from .examples import FLOAT, generator, product, random_moments, random_weights, stack
 
+pytestmark = pytest.mark.numerics
+
 SELECTIONS = ("uniform", "2-norm")
 
 

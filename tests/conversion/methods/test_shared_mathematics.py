@@ -25,6 +25,8 @@ from .examples import (
     stack,
 )
 
+pytestmark = pytest.mark.numerics
+
 
 @given(
     rows=st.integers(1, 40),

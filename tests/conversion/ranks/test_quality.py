@@ -14,6 +14,8 @@ from whisper_mla.conversion.methods.factorise import Decompositions
 from whisper_mla.conversion.ranks.quality import HeldOut
 from whisper_mla.conversion.source.latents import latents_of
 
+pytestmark = pytest.mark.numerics
+
 RANKS = {"kv_rank": [8, 20], "cross_kv_rank": 12, "audio_kv_rank": 16}
 
 

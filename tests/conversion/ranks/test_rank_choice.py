@@ -16,6 +16,8 @@ from whisper_mla.conversion import ConversionError, from_whisper, to_whisper
 from whisper_mla.conversion.ranks.budget import Budget, parse_bytes
 from whisper_mla.conversion.ranks.quality import HeldOut
 
+pytestmark = pytest.mark.numerics
+
 # Float32: 4 bytes × (40 positions × 2 × 32 × 2 layers + 30 frames × 2 × 32 × 2 layers).
 STOCK_BYTES = 4 * (40 + 30) * 128
 # Bytes of one unit of rank in one layer's self-attention, and in the cross-attention latent.

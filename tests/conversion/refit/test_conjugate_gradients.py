@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from whisper_mla.conversion.refit.conjugate_gradients import conjugate_gradients
 
+pytestmark = pytest.mark.numerics
+
 
 def system(size, seed, condition=1e3):
     generator = torch.Generator().manual_seed(seed)

@@ -19,6 +19,8 @@ from whisper_mla.conversion.refit.joint_refit import _UpProjections, refit_if_be
 from whisper_mla.conversion.source.latent_weights import latent_weights
 from whisper_mla.conversion.source.latents import latents_of
 
+pytestmark = pytest.mark.numerics
+
 OPTIONS = {"floor": 0.1}
 PLACEMENTS = {
     "self": {"kv_rank": [4, 6]},
@@ -183,10 +185,11 @@ def test_without_held_out_audio_only_on_request(small):
     assert not torch.equal(found[0].factors.key_up, start[0].factors.key_up)
 
 
-def test_conversion_with_it(tiny, tiny_statistics, tmp_path):
-    ranks = {"kv_rank": 16, "cross_kv_rank": 20, "floor": 0.1}
+def test_conversion_with_it(small):
+    stock, statistics = small
+    ranks = {"kv_rank": 8, "cross_kv_rank": 10, "floor": 0.1}
     plain, model = (
-        from_whisper(tiny, calibration=tiny_statistics, force=True, refit=refit, **ranks) for refit in (False, True)
+        from_whisper(stock, calibration=statistics, force=True, refit=refit, **ranks) for refit in (False, True)
     )
     assert plain.conversion_report["refit"] is None
     facts = model.conversion_report["refit"]
@@ -198,12 +201,12 @@ def test_conversion_with_it(tiny, tiny_statistics, tmp_path):
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, weights[name])}
     assert changed and all("decoder.layers" in name and ("k_proj" in name or "v_proj" in name) for name in changed)
     tokens = torch.tensor([[3, 9, 17, 4]])
-    features = tiny_statistics.examples[0].input_features[None]
+    features = statistics.examples[0].input_features[None]
     with torch.no_grad():
         ours, exported = (m(features, decoder_input_ids=tokens).logits for m in (model, to_whisper(model)))
     torch.testing.assert_close(ours, exported, rtol=1e-4, atol=2e-4)
     # By itself it is tried where there is audio, and taken if the clips held out agree.
-    tried = from_whisper(tiny, calibration=tiny_statistics, force=True, **ranks).conversion_report
+    tried = from_whisper(stock, calibration=statistics, force=True, **ranks).conversion_report
     assert tried["refit"]["kept"] == (facts["kl_after"] < facts["kl_before"])
     assert same_divergence(tried["quality"]["kl_per_token"], min(facts["kl_before"], facts["kl_after"]))
 

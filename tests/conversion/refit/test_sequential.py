@@ -8,6 +8,8 @@ from tests.conversion.tiny import forced, random_examples
 from whisper_mla.conversion import ConversionError, from_whisper, save_statistics
 from whisper_mla.conversion.refit.sequential import paired_moments
 
+pytestmark = pytest.mark.numerics
+
 LAYER = "model.decoder.layers.1.self_attn"
 
 
