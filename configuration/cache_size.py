@@ -35,7 +35,7 @@ def cache_size(
         batch_size: audios decoded at once.
         positions: text positions in the cache, at most `max_target_positions` (448).
         num_beams: hypotheses per audio (beams or returned sequences).
-        bytes_per_value: 2 for float16 and bfloat16, 4 for float32.
+        bytes_per_value: 2 for float16 and bfloat16, 4 for float32. Rounded latents take theirs whatever it is.
 
     Returns:
         CacheSize: for a stock model keys and values of both attentions, once per beam; for a latent one the latents.
@@ -57,10 +57,23 @@ def cache_size(
     key_value_cross = rows * frames * 2 * width * layers
     # Not by class: code loaded with trust_remote_code has a class of its own.
     if config.model_type == WhisperMLAConfig.model_type:
-        self_values = rows * positions * sum(config.kv_ranks)
-        latent_cross = batch_size * frames * config.cross_latent_width
-        cross_values = latent_cross if config.cross_cache == "latent" else key_value_cross
-    else:
-        self_values = rows * positions * 2 * width * layers
-        cross_values = key_value_cross
-    return CacheSize(self_values * bytes_per_value, cross_values * bytes_per_value)
+        group, text_bits, audio_bits = config.latent_group_size, config.text_latent_bits, config.audio_latent_bits
+        text_bytes = sum(latent_bytes(rank, text_bits, group, bytes_per_value) for rank in config.kv_ranks)
+        audio_bytes = latent_bytes(config.cross_latent_width, audio_bits, group, bytes_per_value)
+        latent_cross = batch_size * frames * audio_bytes
+        cross_bytes = latent_cross if config.cross_cache == "latent" else key_value_cross * bytes_per_value
+        return CacheSize(rows * positions * text_bytes, cross_bytes)
+    self_values = rows * positions * 2 * width * layers
+    return CacheSize(self_values * bytes_per_value, key_value_cross * bytes_per_value)
+
+
+def latent_bytes(width: int, bits: int | None, group_size: int, bytes_per_value: int) -> int:
+    """Bytes of the latent of one position.
+
+    Args:
+        width: its values.
+        bits: of a rounded value, or None where it is kept in the model's dtype.
+        group_size: rounded values that share a scale and a minimum of 2 bytes each.
+        bytes_per_value: of the model's dtype.
+    """
+    return width * bytes_per_value if bits is None else width * bits // 8 + 4 * width // group_size

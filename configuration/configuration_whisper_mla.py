@@ -4,6 +4,8 @@ from transformers import WhisperConfig
 
 # What a field accepts, said once for every error message.
 _RANK_RANGE = "an integer from 1 to d_model ({d_model}), where d_model means exact"
+# Bits of a code for each dtype of rounded latents.
+LATENT_BITS = {"int8": 8, "int4": 4}
 
 
 class WhisperMLAConfig(WhisperConfig):
@@ -27,6 +29,13 @@ class WhisperMLAConfig(WhisperConfig):
         cross_cache (`str`, defaults to `"latent"`):
             `"latent"`, or `"key_value"`: every decoder layer caches full keys and values of the audio, as stock Whisper
             does (the variant of the Whisper-MLA paper, arXiv 2603.00563).
+        latent_dtype (`str` or `list[str | None]`, *optional*):
+            What cached latents are stored in: `None`, the model's dtype; `"int8"` or `"int4"`, rounded in groups that
+            share a scale and a minimum in float16 (see `latent_quantization.py`). One for all, or two: of the text
+            (decoder self-attention) and of the audio (cross-attention).
+        latent_group_size (`int`, defaults to 32):
+            Values in a group, a power of two from 4 that divides the width of every rounded latent. With 32 a value
+            takes 9 bits in int8 and 5 in int4.
 
     The fields must not begin with "decoder" or "encoder": `get_text_config(decoder=True)` renames such fields.
 
@@ -42,6 +51,8 @@ class WhisperMLAConfig(WhisperConfig):
     cross_kv_shared: bool = True
     audio_kv_rank: int | list[int] | None = None
     cross_cache: str = "latent"
+    latent_dtype: str | list[str | None] | None = None
+    latent_group_size: int = 32
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -62,6 +73,7 @@ class WhisperMLAConfig(WhisperConfig):
                 f"cross_kv_rank={self.cross_kv_rank!r} with cross_cache='key_value': full keys and values are cached "
                 "whatever the rank. Use cross_cache='latent', or leave cross_kv_rank=None."
             )
+        self._check_latent_dtype()
 
     def _check_rank(self, field: str, num_layers: int, stack: str):
         """Raise `ValueError` unless `field` is `None`, a rank, or one rank for each of the `stack`'s layers."""
@@ -84,6 +96,34 @@ class WhisperMLAConfig(WhisperConfig):
                     f"{num_layers} {stack} layers."
                 )
 
+    def _check_latent_dtype(self):
+        """Raise `ValueError` unless both latents have a known dtype, and groups that fit."""
+        value, size = self.latent_dtype, self.latent_group_size
+        if isinstance(value, tuple):
+            value = self.latent_dtype = list(value)
+        both = self.latent_dtypes
+        if len(both) != 2 or any(dtype is not None and dtype not in LATENT_BITS for dtype in both):
+            raise ValueError(
+                f"latent_dtype={value!r}: expected None (the model's dtype), {', '.join(map(repr, LATENT_BITS))}, or "
+                "two of these: of the text and of the audio."
+            )
+        if isinstance(size, bool) or not isinstance(size, int) or size < 4 or size & (size - 1):
+            raise ValueError(f"latent_group_size={size!r}: expected a power of two from 4, such as 32.")
+        if self.cross_cache == "key_value" and both[1] is not None:
+            raise ValueError(
+                f"latent_dtype={value!r} with cross_cache='key_value': there is no latent of the audio to round. Give "
+                f"latent_dtype=[{both[0]!r}, None], or cross_cache='latent'."
+            )
+        fields = [("kv_rank", self.kv_ranks), ("cross_kv_rank", self.cross_kv_ranks)]
+        for (field, ranks), dtype in zip(fields, both, strict=True):
+            unfit = next((rank for rank in ranks if rank % size), None)
+            if dtype is not None and unfit is not None:
+                named = f"d_model={unfit}" if getattr(self, field) is None else f"{field}={getattr(self, field)!r}"
+                raise ValueError(
+                    f"latent_group_size={size}: does not divide {named}, and latent_dtype={value!r} rounds in such "
+                    "groups. Give a group size that divides every rank, or ranks that are multiples of it."
+                )
+
     def _per_layer(self, rank: int | list[int] | None, num_layers: int) -> list[int]:
         return list(rank) if isinstance(rank, list) else [self.d_model if rank is None else rank] * num_layers
 
@@ -101,6 +141,21 @@ class WhisperMLAConfig(WhisperConfig):
     def audio_kv_ranks(self) -> list[int]:
         """Rank of each encoder layer's self-attention; `d_model` where it is stock."""
         return self._per_layer(self.audio_kv_rank, self.encoder_layers)
+
+    @property
+    def latent_dtypes(self) -> list[str | None]:
+        """`latent_dtype` of the text's latents (decoder self-attention) and of the audio's (cross-attention)."""
+        return list(self.latent_dtype) if isinstance(self.latent_dtype, list) else [self.latent_dtype] * 2
+
+    @property
+    def text_latent_bits(self) -> int | None:
+        """Bits of a rounded value of the text's latents, without its share of scale and minimum, or None."""
+        return LATENT_BITS.get(self.latent_dtypes[0] or "")
+
+    @property
+    def audio_latent_bits(self) -> int | None:
+        """The same of the audio's latent."""
+        return LATENT_BITS.get(self.latent_dtypes[1] or "")
 
     @property
     def cross_latent_is_encoder_output(self) -> bool:
@@ -121,7 +176,7 @@ class WhisperMLAConfig(WhisperConfig):
 
         Args:
             config: the configuration of the stock Whisper model. It is not modified.
-            latent_fields: any of `kv_rank`, `cross_kv_rank`, `cross_kv_shared`, `audio_kv_rank`, `cross_cache`.
+            latent_fields: any of `LATENT_FIELDS`.
 
         Returns:
             WhisperMLAConfig: everything of `config`, plus the latent fields.
@@ -150,6 +205,14 @@ class WhisperMLAConfig(WhisperConfig):
         return WhisperConfig(**fields)
 
 
-LATENT_FIELDS = ("kv_rank", "cross_kv_rank", "cross_kv_shared", "audio_kv_rank", "cross_cache")
+LATENT_FIELDS = (
+    "kv_rank",
+    "cross_kv_rank",
+    "cross_kv_shared",
+    "audio_kv_rank",
+    "cross_cache",
+    "latent_dtype",
+    "latent_group_size",
+)
 
 __all__ = ["LATENT_FIELDS", "WhisperMLAConfig"]

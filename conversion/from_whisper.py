@@ -25,6 +25,8 @@ def from_whisper(
     cross_kv_shared: bool = True,
     audio_kv_rank: int | list[int] | None = None,
     cross_cache: str = "latent",
+    latent_dtype: str | list[str | None] | None = None,
+    latent_group_size: int = 32,
     method: str | None = None,
     calibration: Any = None,
     processor: Any = None,
@@ -52,6 +54,9 @@ def from_whisper(
         cross_kv_shared: with `cross_kv_rank`: one latent for all layers, or one per layer.
         audio_kv_rank: rank of encoder self-attention; None: stock.
         cross_cache: "latent", or "key_value" for stock cross-attention.
+        latent_dtype: what cached latents are stored in, "int8", "int4", or two of these for text and audio; None: the
+            model's dtype. See `WhisperMLAConfig`.
+        latent_group_size: values that are rounded together.
         method: how low-rank projections are found, see `METHODS`; None: "fisher" with calibration, "joint_svd" without.
         calibration: audio of the kind that the model will hear, for methods that need it and to measure the result: a
             folder, files, 16 kHz float arrays, a `datasets` dataset, or a statistics file (see `calibrate`).
@@ -85,10 +90,11 @@ def from_whisper(
     started = time.monotonic()
     ranks = {"kv_rank": kv_rank, "cross_kv_rank": cross_kv_rank, "audio_kv_rank": audio_kv_rank}
     kinds = {"cross_kv_shared": cross_kv_shared, "cross_cache": cross_cache}
+    rounding = {"latent_dtype": latent_dtype, "latent_group_size": latent_group_size}
     budget = Budget(cache_cut, cache_bytes, max_kl, rank_multiple, min_rank, max_rank)
     audio = {"calibration": calibration, "processor": processor, "language": language, "task": task}
     how = {"method": method, "refit": refit, "sequential": sequential, "force": force}
-    plan = Plan.from_arguments(source, {**ranks, **kinds}, budget, kwargs, **how, **audio)
+    plan = Plan.from_arguments(source, {**ranks, **kinds, **rounding}, budget, kwargs, **how, **audio)
 
     stock = load_whisper(source, **plan.loading)
     goal = stages.set_goal(plan, stock)

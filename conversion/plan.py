@@ -178,6 +178,11 @@ _REFUSALS = (
         "A budget chooses kv_rank, cross_kv_rank, or both: give one of them at most.",
     ),
     _Refusal(
+        lambda plan: plan.budget.is_given and plan.latent_fields["latent_dtype"] is not None,
+        ConversionError,
+        "A budget chooses ranks of latents that are not rounded: leave out latent_dtype.",
+    ),
+    _Refusal(
         lambda plan: plan.budget.is_given and plan.options.get("preserved_key_dims"),
         ConversionError,
         "preserved_key_dims needs given ranks (kv_rank): leave out the budget.",

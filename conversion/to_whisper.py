@@ -5,17 +5,21 @@ import copy
 import torch
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration
+from transformers.utils import logging
 
 from whisper_mla.latent_attention import is_plain_linear
 from whisper_mla.modeling_whisper_mla import WhisperMLAForConditionalGeneration
 
 from .errors import ConversionError
 
+logger = logging.get_logger(__name__)
+
 
 def to_whisper(model: WhisperMLAForConditionalGeneration) -> WhisperForConditionalGeneration:
     """The stock checkpoint that computes the same function, `W_K = W_UK W_D`, `W_V = W_UV W_D`, for any engine.
 
-    It has the stock cache again. Products are taken in float64 and stored in the model's dtype.
+    It has the stock cache again. Products are taken in float64 and stored in the model's dtype. Where `latent_dtype`
+    rounds latents, the function is that of the model without rounding, which is not in the weights; a warning says so.
 
     Args:
         model: not modified; the result shares no memory with it.
@@ -27,6 +31,11 @@ def to_whisper(model: WhisperMLAForConditionalGeneration) -> WhisperForCondition
         ConversionError: a projection of an attention is not a plain `nn.Linear` (an adapter, a quantised or offloaded
             module).
     """
+    if any(model.config.latent_dtypes):
+        logger.warning(
+            f"latent_dtype={model.config.latent_dtype!r}: the rounding of latents happens in the cache and not in the "
+            "weights. The stock model computes what this one would without it."
+        )
     decoder = model.model.decoder
     attentions = {
         f"model.encoder.layers.{i}.self_attn": layer.self_attn for i, layer in enumerate(model.model.encoder.layers)

@@ -6,6 +6,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.whisper.modeling_whisper import WhisperAttention, eager_attention_forward
 
 from .absorbed_attention import absorb_query, attend, expand_output
+from .latent_quantization import dequantize, quantize, round_latent
 from .transformers_releases import strict_forward
 
 
@@ -29,6 +30,8 @@ class WhisperMLAAttention(WhisperAttention):
         has_down_proj: whether this module owns the down projection. Cross-attention with a latent shared by all layers
             does not: the decoder projects once for all.
         latent_start: where this layer's latent begins in the last axis of the latents handed to cross-attention.
+        latent_bits: of a value of this module's own latents, which are rounded as soon as they are made, so that
+            attention is the same with and without a cache; None: they are not. In cross-attention the decoder rounds.
     """
 
     def __init__(
@@ -38,9 +41,11 @@ class WhisperMLAAttention(WhisperAttention):
         rank: int,
         has_down_proj: bool = True,
         latent_start: int = 0,
+        latent_bits: int | None = None,
         **kwargs,
     ):
         super().__init__(embed_dim, num_heads, **kwargs)
+        self.latent_bits = latent_bits
         self.rank = rank
         self.latent_start = latent_start
         self.kv_down_proj = None
@@ -109,8 +114,9 @@ class WhisperMLAAttention(WhisperAttention):
             if cache is not None:
                 if isinstance(cache, EncoderDecoderCache):
                     cache = cache.self_attention_cache
-                latent, _ = cache.update(latent[:, None], latent[:, None, :, :0], self.layer_idx)
-                latent = latent[:, 0]
+                latent = self._cached(latent, cache)
+            elif self.latent_bits is not None:
+                latent = round_latent(latent, self.latent_bits, self.config.latent_group_size)
 
         rows, num_queries = hidden_states.shape[:2]
         # Whisper scales the query before attention, which matters in low precision.
@@ -121,6 +127,13 @@ class WhisperMLAAttention(WhisperAttention):
         if weights is not None and rows != batch:
             weights = weights.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)
         return output, weights
+
+    def _cached(self, latent: Tensor, cache: Cache) -> Tensor:
+        """Add `latent` (`[batch, T, rank]`) to the cache and return those of all positions."""
+        bits, group_size, dtype = self.latent_bits, self.config.latent_group_size, latent.dtype
+        stored = latent if bits is None else quantize(latent, bits, group_size)
+        stored, _ = cache.update(stored[:, None], stored[:, None, :, :0], self.layer_idx)
+        return stored[:, 0] if bits is None else dequantize(stored[:, 0], self.rank, bits, group_size, dtype)
 
     def _absorbed(self, query: Tensor, latent: Tensor, attention_mask, **kwargs) -> tuple[Tensor, Tensor | None]:
         eager = self.config._attn_implementation in (None, "eager")

@@ -31,6 +31,7 @@ from .generation_whisper_mla import CrossLatentOutput, LatentCacheMixin, Whisper
 from .hub.saved_folder import SavedFolderMixin
 from .latent_attention import WhisperMLAAttention
 from .latent_cache import LatentCache
+from .latent_quantization import dequantize, quantize, round_latent
 from .transformers_releases import CACHE, strict_forward
 
 logger = logging.get_logger(__name__)
@@ -65,7 +66,12 @@ class WhisperMLADecoderLayer(WhisperDecoderLayer):
         }
         heads = config.decoder_attention_heads
         self.self_attn = WhisperMLAAttention(
-            config.d_model, heads, config.kv_ranks[layer_idx], is_causal=True, **common
+            config.d_model,
+            heads,
+            config.kv_ranks[layer_idx],
+            latent_bits=config.text_latent_bits,
+            is_causal=True,
+            **common,
         )
         if config.cross_cache == "latent":
             ranks = config.cross_kv_ranks
@@ -183,10 +189,17 @@ class WhisperMLADecoder(WhisperMLAPreTrainedModel, WhisperDecoder):
         Args:
             encoder_hidden_states: `[audios, frames, d_model]`, of which `batch` (rows of `input_ids`) is a multiple:
                 consecutive rows read the same audio.
-            encoder_states_are_latent: `encoder_hidden_states` is what `cross_latent` returned.
+            encoder_states_are_latent: `encoder_hidden_states` is what `compress_encoder_outputs` returned: projected,
+                and packed where `latent_dtype` rounds the audio's latent.
         """
+        bits, group_size = self.config.audio_latent_bits, self.config.latent_group_size
         if encoder_hidden_states is not None and not encoder_states_are_latent:
             encoder_hidden_states = self.cross_latent(encoder_hidden_states)
+            if bits is not None:
+                encoder_hidden_states = round_latent(encoder_hidden_states, bits, group_size)
+        elif encoder_hidden_states is not None and bits is not None:  # once for all layers
+            width, dtype = self.config.cross_latent_width, self.layer_norm.weight.dtype
+            encoder_hidden_states = dequantize(encoder_hidden_states, width, bits, group_size, dtype)
         # An empty plain cache has no place for cross-attention; stock Whisper replaces it likewise.
         is_plain = type(cache) is DynamicCache and cache.get_seq_length() == 0
         if use_cache and (cache is None or (is_plain and encoder_hidden_states is not None)):
@@ -302,23 +315,27 @@ class WhisperMLAForConditionalGeneration(
         return outputs
 
     def compress_encoder_outputs(self, encoder_outputs: BaseModelOutput | tuple) -> BaseModelOutput | tuple:
-        """Project encoder outputs once, for a decoding loop of one's own (`generate` does it by itself).
+        """Project and pack encoder outputs once, for a decoding loop of one's own (`generate` does it by itself).
 
         Args:
             encoder_outputs: of `get_encoder()`, `last_hidden_state` `[audios, frames, d_model]`.
 
         Returns:
-            The same object where cross-attention is exact or has stock keys and values; else a [`CrossLatentOutput`]
-            with `last_hidden_state` `[audios, frames, cross_latent_width]`.
+            The same object where cross-attention reads it as it is or has stock keys and values; else a
+            [`CrossLatentOutput`] with `last_hidden_state` `[audios, frames, cross_latent_width]`, or uint8
+            `[audios, frames, bytes]` where `latent_dtype` rounds it.
         """
-        exact = self.config.cross_cache != "latent" or self.config.cross_latent_is_encoder_output
-        if exact or isinstance(encoder_outputs, CrossLatentOutput):
+        bits = self.config.audio_latent_bits
+        as_it_is = self.config.cross_latent_is_encoder_output and bits is None
+        if self.config.cross_cache != "latent" or as_it_is or isinstance(encoder_outputs, CrossLatentOutput):
             return encoder_outputs
-        states = encoder_outputs[0]
+        latent = self.model.decoder.cross_latent(encoder_outputs[0])
+        if bits is not None:
+            latent = quantize(latent, bits, self.config.latent_group_size)
         if not isinstance(encoder_outputs, BaseModelOutput):
             encoder_outputs = BaseModelOutput(*encoder_outputs)
         return CrossLatentOutput(
-            last_hidden_state=self.model.decoder.cross_latent(states),
+            last_hidden_state=latent,
             hidden_states=encoder_outputs.hidden_states,
             attentions=encoder_outputs.attentions,
         )
@@ -332,7 +349,8 @@ class WhisperMLAForConditionalGeneration(
             num_beams: hypotheses per audio.
 
         Returns:
-            int: bytes at the model's dtype. Computed from the configuration; nothing is allocated.
+            int: bytes, in the model's dtype where latents are not rounded. Computed from the configuration; nothing is
+            allocated.
 
         Raises:
             ValueError: an argument below 1.

@@ -18,7 +18,8 @@ def cache_report(
         batch_size, positions, num_beams, bytes_per_value: see `cache_size`.
 
     Returns:
-        dict: the settings, the ranks, and for each part `stock`, `model` (bytes) and `change` (a ratio minus 1).
+        dict: the settings, the ranks, the dtypes that latents are rounded to (text, audio), and for each part `stock`,
+            `model` (bytes) and `change` (a ratio minus 1).
     """
     settings = {
         "batch_size": batch_size,
@@ -38,6 +39,7 @@ def cache_report(
             "audio_kv": config.audio_kv_ranks,
             "cross_cache": config.cross_cache,
         }
+        report["latent_dtype"] = config.latent_dtypes
     report["cache"] = {
         part: {
             "stock": getattr(stock, part),
@@ -83,8 +85,11 @@ def describe_ranks(report: dict) -> str:
     elif cross != "exact":
         cross += ", one latent for all layers" if ranks["cross_kv_shared"] else ", one latent per layer"
     audio = "stock" if set(ranks["audio_kv"]) == {full} else say(ranks["audio_kv"])
+    text, kept = report["latent_dtype"]
+    rounded = [f"{dtype} of the {what}" for dtype, what in ((text, "text"), (kept, "audio")) if dtype]
     return (
         f"Decoder self-attention: {say(ranks['kv'])}. Cross-attention: {cross}. Encoder: {audio}. (Full rank: {full}.)"
+        + (f" Latents are rounded: {', '.join(rounded)}." if rounded else "")
     )
 
 

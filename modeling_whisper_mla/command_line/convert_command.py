@@ -40,6 +40,14 @@ def ranks(text: str | None, option: str) -> int | list[int] | None:
     return numbers[0] if len(numbers) == 1 else numbers
 
 
+def dtypes(text: str | None) -> str | list[str | None] | None:
+    """Parse "int4" or "int8,none": one dtype of latents, or one for the text and one for the audio."""
+    if text is None:
+        return None
+    names = [None if part.strip() == "none" else part.strip() for part in text.split(",")]
+    return names[0] if len(names) == 1 else names
+
+
 def convert(
     source: Source,
     target: Target,
@@ -60,6 +68,14 @@ def convert(
         Literal["latent", "key_value"],
         typer.Option(help="Cross-attention on a latent, or with stock keys and values."),
     ] = "latent",
+    latent_dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Store cached latents rounded: int8, int4, or two of int8, int4, none for text and audio "
+            "(int8,int4). Default: as the weights.",
+            show_default=False,
+        ),
+    ] = None,
     method: Annotated[
         str | None,
         typer.Option(
@@ -120,6 +136,7 @@ def convert(
         "cross_kv_shared": not cross_kv_per_layer,
         "audio_kv_rank": ranks(audio_kv_rank, "--audio-kv-rank"),
         "cross_cache": cross_cache,
+        "latent_dtype": dtypes(latent_dtype),
         "method": "joint_svd" if preserved_key_dims else method,
         "calibration": calibration_argument(calibration),
         "language": language,

@@ -45,6 +45,7 @@ def write_model_card(folder: str | os.PathLike) -> None:
         source=source,
         source_link=f"https://huggingface.co/{source['name']}" if is_hub_id else None,
         method=describe_conversion(record),
+        is_rounded=bool(describe_rounding(record)),
         ranks=_describe_ranks(config),
         cache=_cache_rows(config),
         quality=record.get("quality"),
@@ -56,13 +57,23 @@ def write_model_card(folder: str | os.PathLike) -> None:
 
 def describe_conversion(record: dict) -> str:
     """One phrase on how a checkpoint was made, such as "`fisher` (floor=0.1)"."""
+    rounded = describe_rounding(record)
     if record.get("method", "exact") == "exact":
-        return "exact: nothing was factorised"
+        return ", ".join(["exact: nothing was factorised", *rounded])
     options = ", ".join(f"{name}={value}" for name, value in record.get("method_options", {}).items())
     how = f"`{record['method']}`" + (f" ({options})" if options else "")
     layer_by_layer = ["layer by layer"] if record.get("sequential") else []
     refit = ["up projections refitted together"] if (record.get("refit") or {}).get("kept") else []
-    return ", ".join([how, *layer_by_layer, *refit])
+    return ", ".join([how, *layer_by_layer, *refit, *rounded])
+
+
+def describe_rounding(record: dict) -> list[str]:
+    """Phrases such as "latents of the text rounded to int8", from the fields of a conversion record."""
+    dtype = record.get("ranks", {}).get("latent_dtype")
+    text, audio = dtype if isinstance(dtype, list) else (dtype, dtype)
+    if text == audio:
+        return [f"latents rounded to {text}"] if text else []
+    return [f"latents of the {what} rounded to {dtype}" for what, dtype in (("text", text), ("audio", audio)) if dtype]
 
 
 def _describe_ranks(config: WhisperMLAConfig) -> list[tuple[str, str]]:

@@ -26,6 +26,7 @@ SOURCE_FILES = (
     "absorbed_attention.py",
     "transformers_releases.py",
     "latent_attention.py",
+    "latent_quantization.py",
     "latent_cache.py",
     "freezing.py",
     "self_check.py",

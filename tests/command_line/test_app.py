@@ -86,6 +86,9 @@ def test_convert_options(digits_folder, tmp_path):
     config = AutoConfig.from_pretrained(target)
     assert (config.cross_kv_shared, config.audio_kv_rank, config.kv_rank) == (False, 128, None)
     assert "--overwrite" in error_line("convert", digits_folder, target)
+    shown = run("convert", digits_folder, target, "--overwrite", "--latent-dtype", "int8,int4").stdout
+    assert "Latents are rounded: int8 of the text, int4 of the audio." in shown
+    assert AutoConfig.from_pretrained(target).latent_dtype == ["int8", "int4"]
     run("convert", digits_folder, target, "--overwrite", "--cross-cache", "key_value", "--dtype", "float32")
     config = AutoConfig.from_pretrained(target)
     assert (config.cross_cache, config.dtype) == ("key_value", torch.float32)
@@ -98,6 +101,8 @@ def test_convert_options(digits_folder, tmp_path):
         (["--kv-rank", "64", "--method", "magic"], "method='magic': expected one of 'joint_svd'"),
         (["--kv-rank", "64,64"], "one rank for each of the 4 decoder layers"),
         (["--cross-kv-rank", "64", "--cross-cache", "key_value"], "cross_cache='latent'"),
+        (["--latent-dtype", "int3"], "latent_dtype='int3': expected None (the model's dtype), 'int8', 'int4'"),
+        (["--latent-dtype", "int4", "--kv-rank", "48"], "latent_group_size=32: does not divide kv_rank=48"),
     ],
 )
 def test_convert_refuses_bad_ranks(digits_folder, tmp_path, arguments, expected):

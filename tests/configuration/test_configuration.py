@@ -44,6 +44,14 @@ def test_full_rank_of_cross_attention_is_the_encoder_output():
         ({"cross_kv_shared": 1}, ["cross_kv_shared=1", "True or False"]),
         ({"cross_cache": "both"}, ["cross_cache='both'", "'latent'", "'key_value'"]),
         ({"cross_cache": "key_value", "cross_kv_rank": 64}, ["cross_kv_rank=64", "cross_cache='latent'"]),
+        ({"latent_dtype": "int3"}, ["latent_dtype='int3'", "'int8'", "'int4'"]),
+        ({"latent_dtype": ["int4"]}, ["latent_dtype=['int4']", "of the text and of the audio"]),
+        ({"latent_dtype": 4}, ["latent_dtype=4", "'int4'"]),
+        ({"latent_dtype": "int4", "latent_group_size": 24}, ["latent_group_size=24", "power of two"]),
+        ({"latent_dtype": "int4", "latent_group_size": 256}, ["latent_group_size=256", "d_model=384"]),
+        ({"latent_dtype": "int4", "kv_rank": [64, 64, 48, 64]}, ["latent_group_size=32", "kv_rank=[64, 64, 48, 64]"]),
+        ({"latent_dtype": [None, "int8"], "cross_kv_rank": 100}, ["latent_group_size=32", "cross_kv_rank=100"]),
+        ({"latent_dtype": "int4", "cross_cache": "key_value"}, ["latent_dtype='int4'", "latent_dtype=['int4', None]"]),
     ],
 )
 def test_invalid_fields_are_named_with_value_and_range(fields, names):
@@ -54,11 +62,13 @@ def test_invalid_fields_are_named_with_value_and_range(fields, names):
 
 
 def test_json_round_trip(tmp_path):
-    config = WhisperMLAConfig(kv_rank=[10, 20, 30, 40], cross_kv_rank=7, audio_kv_rank=5)
+    ranks = {"kv_rank": [8, 16, 32, 40], "cross_kv_rank": 7, "audio_kv_rank": 5}
+    config = WhisperMLAConfig(**ranks, latent_dtype=("int4", None), latent_group_size=8)
     config.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
     assert saved["model_type"] == "whisper_mla"
-    assert saved["kv_rank"] == [10, 20, 30, 40]
+    assert saved["kv_rank"] == [8, 16, 32, 40]
+    assert saved["latent_dtype"] == ["int4", None]
     assert WhisperMLAConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
 
 

@@ -53,9 +53,9 @@ json.dump(found, open(output, "w"))
 
 @pytest.fixture(scope="module")
 def folders(digits, processor, tmp_path_factory) -> list[Path]:
-    """An exact and a low-rank checkpoint, with processor and code."""
+    """An exact and a low-rank, rounded checkpoint, with processor and code."""
     found = []
-    for name, ranks in {"exact": {}, "low-rank": {"kv_rank": 64, "cross_kv_rank": 96}}.items():
+    for name, ranks in {"exact": {}, "low-rank": {"kv_rank": 64, "cross_kv_rank": 96, "latent_dtype": "int8"}}.items():
         folder = tmp_path_factory.mktemp("checkpoints") / name
         WhisperMLAForConditionalGeneration.from_whisper(digits, **ranks).save_pretrained(folder)
         processor.save_pretrained(folder)

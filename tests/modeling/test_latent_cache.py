@@ -134,7 +134,16 @@ def test_like_takes_the_kind_of_a_stock_cache(config, cross_cache):
 
 @pytest.mark.parametrize("num_beams", [1, 5])
 @pytest.mark.parametrize(
-    "ranks", [{}, {"kv_rank": [64, 48, 128, 256], "cross_kv_rank": 96}, {"cross_cache": "key_value"}]
+    "ranks",
+    [
+        {},
+        {"kv_rank": [64, 48, 128, 256], "cross_kv_rank": 96},
+        {"cross_cache": "key_value"},
+        {"latent_dtype": "int4"},
+        {"latent_dtype": ["int8", "int4"], "kv_rank": [64, 32, 128, 256], "cross_kv_rank": 96},
+        {"latent_dtype": ["int4", None], "cross_cache": "key_value"},
+    ],
+    ids=str,
 )
 def test_generate_holds_exactly_the_computed_bytes(digits, speech, monkeypatch, ranks, num_beams):
     """Every tensor reachable from the cache, and what cross-attention reads, once per audio."""
@@ -178,10 +187,11 @@ def test_several_returned_sequences_read_one_latent_per_audio(digits, speech, mo
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_projection_replaces_the_encoder_output(digits, speech, num_beams):
-    """While decoding, nothing keeps the full encoder output of a low-rank model alive."""
+@pytest.mark.parametrize("latent", [{"cross_kv_rank": 96}, {"latent_dtype": [None, "int4"]}], ids=str)
+def test_what_is_kept_replaces_the_encoder_output(digits, speech, num_beams, latent):
+    """While decoding, nothing keeps the full encoder output of a low-rank or rounded model alive."""
     encoder_outputs, alive = [], []
-    model = WhisperMLAForConditionalGeneration.from_whisper(digits, cross_kv_rank=96)
+    model = WhisperMLAForConditionalGeneration.from_whisper(digits, **latent)
     hooks = [
         model.model.encoder.layer_norm.register_forward_hook(
             lambda *call: encoder_outputs.append(weakref.ref(call[2]))
@@ -196,9 +206,9 @@ def test_projection_replaces_the_encoder_output(digits, speech, num_beams):
 
 
 def test_large_v3_dimensions_without_allocating():
-    """40.5 MB exact and 13.0 MB with kv_rank 320, for float16 and 448 positions."""
+    """40.5 MB exact, 13.0 MB with kv_rank 320, 12.7 MB in int4, for float16 and 448 positions."""
     shape = {"d_model": 1280, "decoder_layers": 32, "decoder_attention_heads": 20, "encoder_attention_heads": 20}
-    for ranks, megabytes in (({}, 40.5), ({"kv_rank": 320}, 13.0)):
+    for ranks, megabytes in (({}, 40.5), ({"kv_rank": 320}, 13.0), ({"latent_dtype": "int4"}, 12.7)):
         with torch.device("meta"):
             model = WhisperMLAForConditionalGeneration(WhisperMLAConfig(**shape, **ranks, encoder_layers=1)).half()
         assert model.cache_nbytes() / 1e6 == pytest.approx(megabytes, abs=0.06)
