@@ -1,7 +1,5 @@
 """Calibration audio: clips from files, folders, arrays or a dataset."""
 
-import csv
-import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from transformers.utils.logging import tqdm
 
 from whisper_mla.conversion.errors import ConversionError
 from whisper_mla.transcription.audio import SAMPLING_RATE, AudioError, read_audio, read_encoded_audio
+from whisper_mla.transcription.audio_folder import TEXT_COLUMNS, find_metadata, read_rows
 
 logger = logging.get_logger(__name__)
 _AUDIO_SUFFIXES = {".flac", ".wav", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".webm", ".mp4", ".aiff", ".aif"}
@@ -104,20 +103,19 @@ def _files(path: Path) -> list[Path]:
 
 def _transcripts(folder: Path) -> dict[str, str]:
     """File name, relative to the folder, to transcript, from an audio folder's metadata."""
-    path = next((folder / name for name in ("metadata.csv", "metadata.jsonl") if (folder / name).is_file()), None)
-    if path is None:
+    metadata = find_metadata(folder)
+    if metadata is None:
         return {}
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            lines = csv.DictReader(file) if path.suffix == ".csv" else map(json.loads, filter(str.strip, file))
-            texts = {str(row.get("file_name")): _text(row) for row in lines}
-    except (OSError, ValueError, AttributeError, csv.Error) as error:
-        raise ConversionError(f"{path}: cannot be read ({error}). Repair or remove it.") from error
+        texts = {str(row.get("file_name")): _text(row) for row in read_rows(metadata)}
+    except (OSError, ValueError) as error:
+        reason = str(error).removeprefix(f"{metadata}: ")
+        raise ConversionError(f"{metadata}: cannot be read ({reason}). Repair or remove it.") from error
     return {Path(name).as_posix(): text for name, text in texts.items() if text}
 
 
 def _text(row: dict) -> str | None:
-    return next((row[key] for key in ("text", "sentence", "transcription") if row.get(key)), None)
+    return next((row[key] for key in TEXT_COLUMNS if row.get(key)), None)
 
 
 def _from_array(item: Any, name: str, text: str | None = None) -> Clip:

@@ -1,16 +1,12 @@
 """Local folders of audio with transcripts."""
 
-import csv
-import json
 from functools import partial
 from pathlib import Path
 
 from whisper_mla.transcription.audio import read_audio
+from whisper_mla.transcription.audio_folder import METADATA_NAMES, TEXT_COLUMNS, read_rows
 
 from .utterances import Utterance, check_has_sampling_rate, check_transcripts, language_code
-
-TEXT_COLUMNS = ("text", "transcription", "sentence")
-_METADATA = ("metadata.csv", "metadata.jsonl")
 
 
 def read_audio_folder(
@@ -47,7 +43,7 @@ def read_audio_folder(
         raise ValueError(f"{folder}: no such folder.")
     name = root.resolve().name + (f"/{split}" if split else "")
     metadata, audio = _find_metadata(root, split)
-    rows = _read_rows(metadata)
+    rows = read_rows(metadata)
     if not rows:
         raise ValueError(f"{metadata}: has no row.")
     columns = list(rows[0])
@@ -80,38 +76,15 @@ def _find_metadata(root: Path, split: str | None) -> tuple[Path, Path]:
     place = root / split if split else root
     if not place.is_dir():
         raise ValueError(f"split={split!r}: {root} has neither a folder {split}/ nor a file {split}.tsv.")
-    found = [place / name for name in _METADATA if (place / name).is_file()]
+    found = [place / name for name in METADATA_NAMES if (place / name).is_file()]
     if len(found) == 2:
-        raise ValueError(f"{place}: holds both {' and '.join(_METADATA)}. Keep one.")
+        raise ValueError(f"{place}: holds both {' and '.join(METADATA_NAMES)}. Keep one.")
     if not found:
-        splits = sorted(path.parent.name for name in _METADATA for path in place.glob(f"*/{name}"))
+        splits = sorted(path.parent.name for name in METADATA_NAMES for path in place.glob(f"*/{name}"))
         splits += sorted(path.stem for path in place.glob("*.tsv"))
         remedy = f"Choose one with --split: {', '.join(splits)}." if splits and not split else "Write one."
-        raise ValueError(f"{place}: no {' or '.join(_METADATA)} in this folder. {remedy}")
+        raise ValueError(f"{place}: no {' or '.join(METADATA_NAMES)} in this folder. {remedy}")
     return found[0], place
-
-
-def _read_rows(metadata: Path) -> list[dict]:
-    try:
-        with open(metadata, newline="", encoding="utf-8-sig") as file:
-            if metadata.suffix == ".jsonl":
-                lines = [(number, line) for number, line in enumerate(file, start=1) if line.strip()]
-                return [_json_row(metadata, number, line) for number, line in lines]
-            if metadata.suffix == ".tsv":
-                return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-            return list(csv.DictReader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{metadata}: cannot be read ({error}). Expected UTF-8 text.") from error
-
-
-def _json_row(metadata: Path, number: int, line: str) -> dict:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{metadata}: line {number} is not JSON ({error}).") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{metadata}: line {number} is not a JSON object.")
-    return row
 
 
 def _column(metadata: Path, columns: list[str], wanted: tuple[str, ...]) -> str:

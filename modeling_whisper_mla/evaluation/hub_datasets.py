@@ -16,8 +16,8 @@ import soxr
 from transformers.utils.logging import tqdm
 
 from whisper_mla.transcription.audio import SAMPLING_RATE, AudioError, read_audio, read_encoded_audio
+from whisper_mla.transcription.audio_folder import TEXT_COLUMNS
 
-from .audio_folders import TEXT_COLUMNS
 from .utterances import Utterance, check_has_sampling_rate, check_transcripts, language_code
 
 

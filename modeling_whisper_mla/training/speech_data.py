@@ -3,9 +3,7 @@
 Audio stays encoded until a batch is made (see `collator.py`), so nothing is written to disk beside the corpus.
 """
 
-import csv
 import io
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from datasets import Audio, Dataset, IterableDataset
 from transformers.utils.logging import tqdm
 
 from whisper_mla.transcription.audio import SAMPLING_RATE, AudioError, read_audio, read_encoded_audio
+from whisper_mla.transcription.audio_folder import TEXT_COLUMNS, find_metadata, read_rows
 
 _KEYS = {
     "path",
@@ -41,7 +40,7 @@ def load_speech(source: Mapping[str, Any]) -> Dataset | IterableDataset:
             `path`: an audio folder (with `metadata.csv` or `metadata.jsonl`, which name `file_name` and the text), or
             anything that `datasets.load_dataset` takes: a Hub id, a folder of parquet files, …;
             `name`, `split`, `revision`, `streaming`: as for `load_dataset`; not for audio folders;
-            `audio_column` (default "audio"), `text_column` (default: "text", else "sentence", "transcription");
+            `audio_column` (default "audio"), `text_column` (default: the first of `TEXT_COLUMNS`);
             `language`: of all utterances, or `language_column`;
             `limit`: only the first so many examples. Of a stream they are read into memory, still encoded.
 
@@ -55,9 +54,9 @@ def load_speech(source: Mapping[str, Any]) -> Dataset | IterableDataset:
     unknown = sorted(set(source) - _KEYS)
     if unknown or not source.get("path"):
         raise ValueError(f"dataset {dict(source)!r}: expected 'path' and optionally {', '.join(sorted(_KEYS))}.")
-    folder = Path(str(source["path"])).expanduser()
-    if any((folder / name).is_file() for name in ("metadata.csv", "metadata.jsonl")):
-        data: Dataset | IterableDataset = _audio_folder(folder, source)
+    metadata = find_metadata(Path(str(source["path"])).expanduser())
+    if metadata is not None:
+        data: Dataset | IterableDataset = _audio_folder(metadata, source)
     else:
         data = _load_dataset(source)
     columns = data.column_names or list(next(iter(data)))
@@ -102,26 +101,21 @@ def _text_column(columns: list[str], source: Mapping[str, Any]) -> str | None:
         if wanted is not None and wanted not in columns:
             raise ValueError(f"{source['path']}: no column text_column={wanted!r}. It has: {', '.join(columns)}.")
         return wanted
-    found = next((name for name in ("text", "sentence", "transcription") if name in columns), None)
+    found = next((name for name in TEXT_COLUMNS if name in columns), None)
     if found is None:
         raise ValueError(
-            f"{source['path']}: no transcripts (no column text, sentence or transcription among {', '.join(columns)}). "
+            f"{source['path']}: no transcripts (no column {' or '.join(TEXT_COLUMNS)} among {', '.join(columns)}). "
             "Name it with text_column, or set text_column to null and let the teacher transcribe."
         )
     return found
 
 
-def _audio_folder(folder: Path, source: Mapping[str, Any]) -> Dataset:
+def _audio_folder(metadata: Path, source: Mapping[str, Any]) -> Dataset:
+    folder = metadata.parent
     given = sorted({"name", "split", "streaming", "revision", "audio_column"} & set(source))
     if given:
         raise ValueError(f"{folder}: {', '.join(given)}: not for an audio folder.")
-    table = folder / "metadata.csv"
-    if table.is_file():
-        with open(table, newline="", encoding="utf-8") as file:
-            rows: list[dict] = list(csv.DictReader(file))
-    else:
-        lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines if line.strip()]
+    rows = read_rows(metadata)
     if not rows or "file_name" not in rows[0]:
         raise ValueError(f"{folder}: its metadata has no rows with a file_name.")
     for row in rows:
