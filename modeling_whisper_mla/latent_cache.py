@@ -90,7 +90,12 @@ class LatentCache(EncoderDecoderCache):
 
     @classmethod
     def like(cls, cache: Cache, config: WhisperMLAConfig) -> "LatentCache":
-        """A latent cache of the kind (dynamic or static, offloaded or not) of an empty stock `cache`."""
+        """A latent cache of the kind of an empty stock cache.
+
+        Args:
+            cache: dynamic or static, offloaded or not, for self-attention alone or with cross-attention.
+            config: of the model that will fill the new one.
+        """
         cross = None
         if isinstance(cache, EncoderDecoderCache):
             cache, cross = cache.self_attention_cache, cache.cross_attention_cache

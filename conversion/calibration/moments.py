@@ -54,7 +54,10 @@ class Moments:
                 raise ValueError(f"{name} holds NaN or infinite values: calibrate again.")
 
     def for_weights(self, weights: LatentWeights) -> "Moments":
-        """These statistics in float64 on the device of `weights`.
+        """These statistics in float64, where they are needed.
+
+        Args:
+            weights: whose device they move to, and whose shapes they must have.
 
         Raises:
             ValueError: they were taken from a model of other shapes.

@@ -88,6 +88,9 @@ class Statistics:
     def moments(self, latent: Latent) -> Moments:
         """The statistics of one latent.
 
+        Args:
+            latent: of the model that the statistics are of.
+
         Raises:
             ValueError: the statistics do not cover it.
         """

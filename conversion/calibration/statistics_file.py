@@ -62,6 +62,12 @@ def save_statistics(statistics: Statistics, path: str | os.PathLike) -> None:
 def load_statistics(path: str | os.PathLike) -> Statistics:
     """Read what `save_statistics` wrote.
 
+    Args:
+        path: of the file.
+
+    Returns:
+        Statistics: with the clips that were held out, without those that it was gathered from.
+
     Raises:
         ConversionError: no such file, damaged, or not statistics.
     """

@@ -31,6 +31,9 @@ def needs_moments(method: str) -> bool:
     """Whether a method of `METHODS` always needs statistics from calibration.
 
     `joint_svd` needs them only with `preserved_key_selection="2-norm"`.
+
+    Args:
+        method: its name.
     """
     return get_type_hints(METHODS[method])["moments"] is Moments
 

@@ -92,7 +92,15 @@ def conversion_report(
 
 
 def write_report(report: dict, folder: str | os.PathLike) -> None:
-    """Write `report.json`, and `report.png` if there is anything low-rank to draw, into an existing folder."""
+    """Write `report.json`, and `report.png` if there is anything low-rank to draw.
+
+    Args:
+        report: of `conversion_report`.
+        folder: which exists.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     Path(folder, REPORT_NAME).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if report["latents"]:
         draw_report(report, Path(folder, PICTURE_NAME))

@@ -168,7 +168,7 @@ class HealingTrainer(Seq2SeqTrainer):
         return [state for index, state in enumerate(states) if index % 3 != 2]
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """Adds the unweighted parts of a distillation's loss, averaged over the steps since the last log."""
+        """As `Trainer.log`; adds the unweighted parts of a distillation's loss, averaged since the last log."""
         if "loss" in logs and len(self._parts) > 1:
             steps = max(self.state.global_step - self._parts_since, 1)
             for name, value in self._parts.items():
@@ -178,7 +178,7 @@ class HealingTrainer(Seq2SeqTrainer):
         super().log(logs, *args, **kwargs)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None, **gen_kwargs):
-        """Generates in each utterance's own language, which its labels begin with."""
+        """As `Seq2SeqTrainer.prediction_step`; in each utterance's own language, which its labels begin with."""
         generation_config = _whisper_of(self.model).generation_config
         languages = {token: name for name, token in (getattr(generation_config, "lang_to_id", None) or {}).items()}
         if "labels" in inputs and languages and getattr(generation_config, "is_multilingual", True):
