@@ -13,6 +13,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from whisper_mla.evaluation.device_name import device_name
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -23,20 +25,9 @@ def environment() -> dict:
         "date": datetime.date.today().isoformat(),
         "versions": {name: version(name) for name in ("whisper-mla", "torch", "transformers")},
         "python": platform.python_version(),
-        "device": _device(),
+        "device": device_name("cuda" if torch.cuda.is_available() else "cpu"),
         "threads": torch.get_num_threads(),
     }
-
-
-def _device() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"CPU: {name}, {os.cpu_count()} cores"
 
 
 def write_results(name: str, note: str, columns: list[str], rows: list[list[str]], raw: object) -> None:
@@ -59,6 +50,7 @@ def write_results(name: str, note: str, columns: list[str], rows: list[list[str]
     RESULTS.mkdir(exist_ok=True)
     lines = ["| " + " | ".join(cells) + " |" for cells in (columns, ["---"] * len(columns), *rows)]
     versions = ", ".join(f"{package} {number}" for package, number in where["versions"].items())
-    head = [f"# {name}", "", note, "", f"`{where['command']}`, {where['date']}, {versions}, {where['device']}.", ""]
+    made_on = f"{where['date']}, {versions}, {where['device']}, {where['threads']} thread(s)."
+    head = [f"# {name}", "", note, "", f"`{where['command']}`, {made_on}", ""]
     (RESULTS / f"{name}.md").write_text("\n".join([*head, *lines, ""]))
     (RESULTS / f"{name}.json").write_text(json.dumps({**where, "note": note, "results": raw}, indent=1) + "\n")

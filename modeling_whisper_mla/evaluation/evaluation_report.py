@@ -18,6 +18,7 @@ from transformers import WhisperConfig
 from whisper_mla.configuration import WhisperMLAConfig, cache_size
 from whisper_mla.hub.whole_file import write_whole
 
+from .device_name import device_name
 from .evaluate_model import PeakMemory
 from .wer_plot import write_wer_plot
 
@@ -97,7 +98,7 @@ def environment(device: str, processes: int) -> dict:
         "date": datetime.date.today().isoformat(),
         "versions": {name: version(name) for name in ("whisper-mla", "torch", "transformers", "jiwer")},
         "python": platform.python_version(),
-        "device": _device_name(device),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "processes": processes,
     }
@@ -235,14 +236,3 @@ def _cost_table(report: dict) -> ReportTable:
 def percent(ratio: float | None) -> str:
     """A ratio as a percentage with two decimals, without the sign."""
     return "" if ratio is None else f"{ratio * 100:.2f}"
-
-
-def _device_name(device: str) -> str:
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{device.upper()}: {name}, {os.cpu_count()} cores"
