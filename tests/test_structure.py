@@ -83,3 +83,10 @@ def test_every_package_on_disk_is_installed():
     listed = setup["options"]["package_dir"].strip().splitlines()
     assert {line.split(" = ")[0]: line.split(" = ")[1] for line in listed} == on_disk
     assert set(setup["options"]["packages"].split()) == set(on_disk)
+
+
+@pytest.mark.parametrize("folder", PACKAGES.values(), ids=PACKAGES)
+def test_no_file_is_long(folder):
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in folder.rglob("*.py")}
+    assert {path: length for path, length in lengths.items() if length > 300} == {}
+    assert len((ROOT / "conversion" / "from_whisper.py").read_text(encoding="utf-8").splitlines()) < 120

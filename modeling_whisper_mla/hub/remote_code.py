@@ -34,6 +34,7 @@ SOURCE_FILES = (
     "conversion_record.py",
     "saved_folder.py",
     "remote_code.py",
+    "encoder_and_decoder.py",
     "modeling_whisper_mla.py",
     "pipeline_whisper_mla.py",
     "version.py",

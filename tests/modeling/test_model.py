@@ -71,7 +71,7 @@ def test_weights_are_tied(exact):
 
 
 def test_modules_are_built_once(monkeypatch):
-    from whisper_mla import modeling_whisper_mla as code
+    from whisper_mla import encoder_and_decoder as code
 
     built = []
     for name in ("WhisperMLADecoderLayer", "WhisperMLAEncoderLayer", "WhisperMLAEncoder", "WhisperMLADecoder"):

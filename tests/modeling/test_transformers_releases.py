@@ -160,7 +160,7 @@ def cacheless(forward):
 
 @pytest.mark.parametrize("change, reason", [(renamed, "kv_store"), (cacheless, "other tokens")])
 def test_a_release_that_breaks_decoding_is_refused(model, untested, monkeypatch, change, reason):
-    from whisper_mla.modeling_whisper_mla import WhisperMLADecoderLayer
+    from whisper_mla.encoder_and_decoder import WhisperMLADecoderLayer
 
     monkeypatch.setattr(WhisperMLADecoderLayer, "forward", change(WhisperMLADecoderLayer.forward))
     for _ in range(2):  # every time, not only the first
