@@ -2,8 +2,8 @@
 
     python benchmarks/transcription_checks.py MODEL FOLDER
 
-Every file of FOLDER (noise, silence, music, damage, strange rates and containers, …) is transcribed with word timestamps
-and the defaults of `whisper-mla transcribe`, once as it is and once with `--vad`. Subtitles are read by packages that
+Every file of FOLDER (noise, silence, music, damage, strange rates and containers, …) is transcribed with word times and
+the defaults of `whisper-mla transcribe`, once as it is and once with `--vad`. Subtitles are read by packages that
 have nothing to do with this one (srt, webvtt-py). A window loops if its text compresses by more than the threshold 2.4.
 """
 

@@ -4,6 +4,7 @@ Each class is the Transformers class of the same name without "MLA", with the at
 """
 
 import math
+from functools import wraps
 from typing import Any
 
 import torch
@@ -115,7 +116,12 @@ class WhisperMLAEncoder(WhisperMLAPreTrainedModel, WhisperEncoder):
         self.gradient_checkpointing = False
         self.post_init()
 
-    forward = strict_forward(WhisperEncoder.forward)
+    _stock_forward = strict_forward(WhisperEncoder.forward)
+
+    @wraps(WhisperEncoder.forward)
+    def forward(self, input_features, *args, **kwargs):
+        # A feature extractor gives float32, which the convolutions of a half-precision model refuse.
+        return self._stock_forward(input_features.to(self.conv1.weight.dtype), *args, **kwargs)
 
 
 class WhisperMLADecoder(WhisperMLAPreTrainedModel, WhisperDecoder):

@@ -160,3 +160,13 @@ def test_low_precision_checkpoints_run(digits_folder, speech, dtype, tmp_path):
     assert loaded.dtype == dtype
     arguments = {**speech, "input_features": speech["input_features"].to(dtype)}
     assert torch.equal(loaded.generate(**arguments), model.generate(**arguments))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_features_of_another_precision_are_cast(exact, speech, fresh, dtype):
+    """What a feature extractor gives is float32; stock Whisper refuses it in half precision."""
+    model = fresh(exact).to(dtype)
+    features = speech["input_features"][:1]
+    given, cast = (model.get_encoder()(one).last_hidden_state for one in (features, features.to(dtype)))
+    assert given.dtype == dtype and torch.equal(given, cast)
+    assert model.generate(features, max_new_tokens=2).shape[0] == 1
