@@ -14,6 +14,7 @@ from .calibration.calibrate import running_copy
 from .methods import METHODS
 from .plan import Plan
 from .ranks.budget import Budget
+from .source.generation_fields import complete_generation_config
 from .source.loading import load_whisper
 
 
@@ -105,6 +106,7 @@ def from_whisper(
     found = stages.refit(plan, running, evidence, found)
     del running  # which may be another copy of the weights
     model = build(stock, stock is source, chosen.goal.config, found.items, model_class)
+    model.generation_config = complete_generation_config(source, stock, plan.processor, plan.loading)
     quality = stages.measure(plan, model, evidence, found)
     told, record = stages.report(plan, chosen, stock, model, evidence, found, quality, started)
     model.conversion_report, model.conversion_record = cast(Any, told), record

@@ -10,6 +10,7 @@ from transformers.utils.logging import tqdm
 
 from whisper_mla.conversion.errors import ConversionError
 from whisper_mla.transcription.audio import SAMPLING_RATE
+from whisper_mla.transcription.length import length_arguments
 
 from .clips import Clip
 from .examples import Example
@@ -71,7 +72,11 @@ def make_examples(
         if any(text is None for _, text in chosen):
             with torch.inference_mode():
                 generated = model.generate(  # type: ignore[operator]
-                    features.to(model.device, model.dtype), force_unique_generate_call=True, num_beams=1, **arguments
+                    features.to(model.device, model.dtype),
+                    force_unique_generate_call=True,
+                    num_beams=1,
+                    **arguments,
+                    **length_arguments(model),
                 )
                 generated = getattr(generated, "sequences", generated).cpu()
         for row, (_, text), tokens in zip(features, chosen, generated, strict=True):

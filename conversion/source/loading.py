@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, WhisperConfig, Whisp
 from whisper_mla.configuration.configuration_whisper_mla import WhisperMLAConfig
 from whisper_mla.conversion.errors import ConversionError
 
+from .adapters import refuse_adapters
 from .checkpoint_checks import check_fields, check_folder
 from .checksums import verify_checksums
 
@@ -32,6 +33,7 @@ def read_config(source: str | os.PathLike | PreTrainedModel, **hub_arguments) ->
     Raises:
         ConversionError: there is no such checkpoint, no readable config.json, or it is not of a stock Whisper.
     """
+    refuse_adapters(source)
     if isinstance(source, PreTrainedModel):
         name, model_type = type(source).__name__, source.config.model_type
     else:
@@ -58,6 +60,7 @@ def read_config_fields(source: str | os.PathLike, **hub_arguments) -> dict:
     path = Path(source)
     if path.is_file():
         raise ConversionError(f"{source}: is a file. Give the folder of a checkpoint (with config.json) or a Hub id.")
+    refuse_adapters(path)
     if path.is_dir() and not (path / hub_arguments.get("subfolder", "") / "config.json").is_file():
         raise ConversionError(f"{source}: no config.json in this folder. Give the folder of a checkpoint or a Hub id.")
     if not path.is_dir() and (path.is_absolute() or str(source).startswith(".") or len(path.parts) > 2):

@@ -1,5 +1,6 @@
 """`whisper-mla evaluate`: word error rates of models on datasets, compared on the same utterances."""
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -29,9 +30,22 @@ from whisper_mla.evaluation.scores import compare_models, score_utterances, summ
 from whisper_mla.evaluation.speech_datasets import read_datasets
 from whisper_mla.evaluation.utterance_results import ResultsFile
 from whisper_mla.evaluation.utterances import Utterance
+from whisper_mla.transcription.fallback import FallbackOptions
 from whisper_mla.transcription.loading import load_for_transcription
 
 from . import console
+from .fallback_options import (
+    COMPRESSION_RATIO,
+    LOGPROB,
+    NO_SPEECH,
+    TEMPERATURES,
+    CompressionRatioThreshold,
+    ConditionOnPrevTokens,
+    LogprobThreshold,
+    NoSpeechThreshold,
+    Temperatures,
+    fallback_options,
+)
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Normalizer = Literal["auto", "english", "basic", "none"]
@@ -54,6 +68,11 @@ def evaluate(
     text_column: Annotated[str | None, typer.Option(help="Of the transcripts; default: the usual names.")] = None,
     num_beams: Annotated[int, typer.Option(min=1, help="1 is greedy decoding.")] = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Utterances decoded at once.")] = 8,
+    temperatures: Temperatures = TEMPERATURES,
+    compression_ratio_threshold: CompressionRatioThreshold = COMPRESSION_RATIO,
+    logprob_threshold: LogprobThreshold = LOGPROB,
+    no_speech_threshold: NoSpeechThreshold = NO_SPEECH,
+    condition_on_prev_tokens: ConditionOnPrevTokens = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first utterances of each dataset.")] = None,
     output: Annotated[Path, typer.Option(help="The folder for results; an interrupted run continues.")] = Path(
         "evaluation"
@@ -70,6 +89,9 @@ def evaluate(
     revision: Annotated[str | None, typer.Option(help="Of Hub checkpoints.", show_default=False)] = None,
 ):
     check_arguments(output, name, confidence)
+    fallback = fallback_options(
+        temperatures, compression_ratio_threshold, logprob_threshold, no_speech_threshold, condition_on_prev_tokens
+    )
     with launched_processes() as processes:
         utterances = read_datasets(
             dataset,
@@ -93,6 +115,7 @@ def evaluate(
             "batch_size": batch_size,
             "limit": limit,
             "dtype": dtype,
+            "fallback": dataclasses.asdict(fallback),
         }
         files = result_files(models, output, name, {**settings, "data": digest(utterances)}, processes, revision)
         if processes.is_first:
@@ -103,7 +126,9 @@ def evaluate(
         described, scores, unreadable = [], [], []
         for model, file in zip(models, files, strict=True):
             loaded, processor = load_for_transcription(model, device_of_process(device), dtype, revision)
-            run = evaluate_with_progress(model, loaded, processor, utterances, num_beams, batch_size, processes, file)
+            run = evaluate_with_progress(
+                model, loaded, processor, utterances, num_beams, batch_size, fallback, processes, file
+            )
             if run is None:
                 continue
             scored = score_utterances(run.results, normalizer_of)
@@ -112,6 +137,11 @@ def evaluate(
                 | {"scores": summarise_groups(scored, confidence=confidence, resamples=resamples)}
             )
             scores.append(scored)
+            again, skipped = (
+                sum(getattr(one, what) for one in run.results) for what in ("fallbacks", "skipped_seconds")
+            )
+            if again or skipped:
+                console.note(f"{model}: {again} windows decoded at higher temperatures; {skipped:.1f} s skipped.")
             unreadable = [result for result in run.results if result.error]
             where = str(loaded.device)
             del loaded, run  # before the next model takes its memory
@@ -182,7 +212,15 @@ def result_files(
 
 
 def evaluate_with_progress(
-    name: str, model, processor, utterances, num_beams: int, batch_size: int, processes: Processes, file: ResultsFile
+    name: str,
+    model,
+    processor,
+    utterances,
+    num_beams: int,
+    batch_size: int,
+    fallback: FallbackOptions,
+    processes: Processes,
+    file: ResultsFile,
 ) -> ModelRun | None:
     """`evaluate_model` under a progress bar on standard error, on the first process only."""
     with progress_bar(f"Transcribing with {name}", len(utterances), processes) as progress:
@@ -192,6 +230,7 @@ def evaluate_with_progress(
             utterances,
             num_beams=num_beams,
             batch_size=batch_size,
+            fallback=fallback,
             processes=processes,
             results_file=file,
             progress=progress,

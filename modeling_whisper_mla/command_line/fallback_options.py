@@ -6,6 +6,8 @@ import typer
 
 from whisper_mla.transcription.fallback import FallbackOptions
 
+TEMPERATURES, COMPRESSION_RATIO, LOGPROB, NO_SPEECH = "0,0.2,0.4,0.6,0.8,1", "2.4", "-1", "0.6"
+
 Temperatures = Annotated[
     str, typer.Option(help="Tried in turn where a window repeats itself or is unsure; 0 alone: no fallback.")
 ]

@@ -16,6 +16,10 @@ from whisper_mla.transcription.voice_activity import VoiceActivityDetector
 
 from . import console
 from .fallback_options import (
+    COMPRESSION_RATIO,
+    LOGPROB,
+    NO_SPEECH,
+    TEMPERATURES,
     CompressionRatioThreshold,
     ConditionOnPrevTokens,
     LogprobThreshold,
@@ -47,10 +51,10 @@ def transcribe(
     channels: Annotated[Channels, typer.Option(help="split: transcribe each apart, a speaker in each.")] = "mix",
     vad: Annotated[bool, typer.Option("--vad", help="Skip what holds no speech (extra: whisper-mla[vad]).")] = False,
     vad_threshold: Annotated[float, typer.Option(help="Probability of speech.")] = 0.5,
-    temperatures: Temperatures = "0,0.2,0.4,0.6,0.8,1",
-    compression_ratio_threshold: CompressionRatioThreshold = "2.4",
-    logprob_threshold: LogprobThreshold = "-1",
-    no_speech_threshold: NoSpeechThreshold = "0.6",
+    temperatures: Temperatures = TEMPERATURES,
+    compression_ratio_threshold: CompressionRatioThreshold = COMPRESSION_RATIO,
+    logprob_threshold: LogprobThreshold = LOGPROB,
+    no_speech_threshold: NoSpeechThreshold = NO_SPEECH,
     condition_on_prev_tokens: ConditionOnPrevTokens = False,
     line_width: Annotated[
         int | None,

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils.logging import tqdm
 
 from whisper_mla.transcription.audio import SAMPLING_RATE, AudioError
+from whisper_mla.transcription.fallback import FallbackOptions
 from whisper_mla.transcription.transcriber import Transcriber
 
 from .processes import Processes
@@ -53,6 +54,7 @@ def evaluate_model(
     *,
     num_beams: int = 1,
     batch_size: int = 8,
+    fallback: FallbackOptions | None = None,
     processes: Processes | None = None,
     results_file: ResultsFile | None = None,
     progress: Callable[[float], None] | None = None,
@@ -70,6 +72,7 @@ def evaluate_model(
         utterances: of any datasets and languages. Those without a language get the model's own choice.
         num_beams: 1 for greedy decoding.
         batch_size: utterances decoded at once.
+        fallback: temperatures and thresholds; None: OpenAI's.
         processes: that share the work; None: this one alone.
         results_file: where results are kept as they come; those of earlier runs are not made again.
         progress: called on every process with the number of utterances done of its own share, within a batch too;
@@ -85,7 +88,9 @@ def evaluate_model(
     processes = processes or Processes()
     batches = make_batches(utterances, batch_size)
     languages = {utterance.language for utterance in utterances}
-    transcribers = {code: Transcriber(model, processor, code, num_beams=num_beams) for code in languages}
+    transcribers = {
+        code: Transcriber(model, processor, code, num_beams=num_beams, fallback=fallback) for code in languages
+    }
     done: dict[int, UtteranceResult] = {}
     if results_file and processes.is_first:
         done = results_file.collect()
@@ -182,8 +187,11 @@ def _transcribe(
         if index in errors:
             about |= {"hypothesis": None, "audio_seconds": 0.0, "processing_seconds": 0.0, "error": errors[index]}
         else:
+            transcript = next(transcripts)
             about |= {
-                "hypothesis": next(transcripts).text,
+                "hypothesis": transcript.text,
+                "fallbacks": transcript.fallbacks,
+                "skipped_seconds": transcript.skipped_seconds,
                 "audio_seconds": next(lengths),
                 "processing_seconds": seconds / len(audios),
             }

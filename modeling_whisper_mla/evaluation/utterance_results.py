@@ -24,6 +24,8 @@ class UtteranceResult:
         audio_seconds: length of the audio.
         processing_seconds: this utterance's share of its batch's time.
         error: why the audio could not be read.
+        fallbacks: windows that were decoded again at a higher temperature.
+        skipped_seconds: audio left out because it seemed to hold no speech.
     """
 
     index: int
@@ -35,6 +37,8 @@ class UtteranceResult:
     audio_seconds: float
     processing_seconds: float
     error: str | None = None
+    fallbacks: int = 0
+    skipped_seconds: float = 0.0
 
 
 class ResultsFile:

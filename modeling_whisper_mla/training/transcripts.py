@@ -11,6 +11,7 @@ from transformers.utils import logging
 from transformers.utils.logging import tqdm
 
 from whisper_mla.transcription.audio import SAMPLING_RATE
+from whisper_mla.transcription.length import length_arguments
 
 from .labels import LabelMaker
 from .speech_data import decode_audio
@@ -41,7 +42,7 @@ def transcribe_examples(
         telling = {"language": codes, "task": label_maker.task}
     with torch.inference_mode():
         tokens = model.generate(  # type: ignore[operator]
-            features.input_features.to(model.device, model.dtype), **telling
+            features.input_features.to(model.device, model.dtype), **telling, **length_arguments(model)
         )
     return [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
 

@@ -10,6 +10,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from .alignment import token_end_times
 from .fallback import FallbackOptions, Quality, best, compression_ratio, is_silence, needs_fallback
 from .languages import default_task, language_ids
+from .length import length_arguments
 from .timestamp_tokens import timestamp_tokens
 
 FRAMES_PER_SECOND = 100
@@ -159,9 +160,7 @@ class WindowDecoder:
     def _generate(self, windows: list[Window], encoded: Tensor, temperature: float) -> list["_Generated"]:
         """Generate for windows that are asked alike."""
         model, generation = self.model, self.model.generation_config
-        arguments: dict = {}
-        if generation.max_length is None and generation.max_new_tokens is None:
-            arguments["max_length"] = model.config.max_target_positions  # not the 20 of `generate`
+        arguments: dict = length_arguments(model)
         if windows[0].language is not None and self.languages:
             arguments["language"] = [f"<|{window.language}|>" for window in windows]
         if self.task is not None:
@@ -175,7 +174,7 @@ class WindowDecoder:
         if beams == 1:
             arguments["logits_processor"] = [likelihood]
         if temperature > 0:
-            arguments["top_k"] = 0
+            arguments |= {"do_sample": True, "top_k": 0}
         device = encoded.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(0)

@@ -48,7 +48,7 @@ class VoiceActivityDetector:
             list[tuple[int, int]]: first sample and the one after the last, in order and apart; none without speech.
         """
         found = self._find(
-            torch.from_numpy(audio),
+            torch.tensor(audio),
             self._model,
             threshold=self.threshold,
             sampling_rate=SAMPLING_RATE,

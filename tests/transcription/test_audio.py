@@ -1,3 +1,4 @@
+import re
 import shutil
 import subprocess
 
@@ -6,7 +7,7 @@ import pytest
 import soundfile
 
 from whisper_mla.transcription import audio as module
-from whisper_mla.transcription.audio import AudioError, read_audio
+from whisper_mla.transcription.audio import AudioError, read_audio, read_channels
 
 
 def tone(rate, seconds=0.5, frequency=440.0):
@@ -77,3 +78,47 @@ def test_a_real_m4a(tmp_path):
     soundfile.write(tmp_path / "tone.wav", tone(44_100), 44_100)
     subprocess.run(["ffmpeg", "-v", "error", "-i", tmp_path / "tone.wav", tmp_path / "tone.m4a"], check=True)
     assert len(read_audio(tmp_path / "tone.m4a")) == pytest.approx(8_000, rel=0.15)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "ogg", "opus"])
+def test_truncated_files_are_noticed(tmp_path, suffix, caplog):
+    path = tmp_path / f"speech.{suffix}"
+    noise = 0.1 * np.random.default_rng(0).standard_normal(16_000 * 12).astype(np.float32)
+    kind = {"format": "OGG", "subtype": "OPUS"} if suffix == "opus" else {}
+    soundfile.write(path, noise, 16_000, **kind)
+    assert read_channels(path, mix=True).warning is None
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with caplog.at_level("WARNING"):
+        seconds = len(read_audio(path)) / 16_000
+    assert 4 < seconds < 7
+    expected = "the stream does not end" if suffix in ("ogg", "opus") else r"of the 12\.0 s that it announces"
+    assert re.search(rf"speech\.{suffix}: seems truncated: .*{expected}", caplog.text)
+    assert f"{seconds:.1f} s could be read" in caplog.text
+
+
+def test_channels_are_kept_apart(tmp_path):
+    left, right = tone(8_000), tone(8_000, frequency=880.0)
+    soundfile.write(tmp_path / "stereo.wav", np.stack([left, right], axis=1), 8_000, subtype="FLOAT")
+    channels = read_channels(tmp_path / "stereo.wav", mix=False).channels
+    assert channels.shape == (2, 8_000)
+    peaks = [np.argmax(np.abs(np.fft.rfft(channel))) * 16_000 / 8_000 for channel in channels]
+    assert peaks == [pytest.approx(440, abs=3), pytest.approx(880, abs=3)]
+
+
+@pytest.mark.parametrize("error", [TypeError("no samplerate"), RuntimeError("x"), KeyError("y"), MemoryError()])
+def test_whatever_a_reader_raises_names_the_file(tmp_path, monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    (tmp_path / "x.wav").write_bytes(b"anything")
+    monkeypatch.setattr(module, "_read_with_libsndfile", fail)
+    monkeypatch.setattr(module.shutil, "which", lambda name: None)
+    with pytest.raises(AudioError, match=r"x\.wav: "):
+        read_audio(tmp_path / "x.wav")
+
+
+def test_samples_without_a_header(tmp_path):
+    (tmp_path / "x.raw").write_bytes(b"0" * 64)
+    with pytest.raises(AudioError, match=r"x\.raw: samples without a header"):
+        read_audio(tmp_path / "x.raw")
