@@ -2,10 +2,11 @@
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from transformers import WhisperConfig, WhisperForConditionalGeneration
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel, WhisperConfig, WhisperForConditionalGeneration
 
 from whisper_mla.configuration.configuration_whisper_mla import WhisperMLAConfig
 from whisper_mla.modeling_whisper_mla import WhisperMLAForConditionalGeneration
@@ -13,6 +14,8 @@ from whisper_mla.modeling_whisper_mla import WhisperMLAForConditionalGeneration
 from .methods.apply_factors import replacement_weights
 from .methods.factorise import Factorised
 from .source.latents import Latent
+
+_Model = TypeVar("_Model", bound=PreTrainedModel)
 
 
 def build(
@@ -41,11 +44,27 @@ def build(
     weights.update(replacement_weights(found, weights))
     if copy_weights:
         weights = {name: tensor.clone() for name, tensor in weights.items()}
+    return assemble(model_class, config, weights, stock.generation_config)
+
+
+def assemble(
+    model_class: type[_Model], config: PreTrainedConfig, weights: Mapping[str, Tensor], generation_config: Any
+) -> _Model:
+    """A model of given weights, which are taken as they are rather than copied.
+
+    Args:
+        model_class, config: of the model.
+        weights: all of them, by name.
+        generation_config: copied.
+
+    Returns:
+        A model in evaluation mode.
+    """
     with torch.device("meta"):
         model = model_class(config)
     model.load_state_dict(weights, assign=True)
     model.tie_weights()
-    model.generation_config = copy.deepcopy(stock.generation_config)
+    model.generation_config = copy.deepcopy(generation_config)
     return model.eval()
 
 
@@ -61,4 +80,4 @@ def configuration_with_ranks(
     return WhisperMLAConfig.from_whisper_config(stock, **{**latent_fields, **chosen})
 
 
-__all__ = ["build", "configuration_with_ranks"]
+__all__ = ["assemble", "build", "configuration_with_ranks"]

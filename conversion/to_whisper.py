@@ -1,8 +1,5 @@
 """Multiply the factors back: a stock Whisper with the outputs of a Whisper-MLA model."""
 
-import copy
-
-import torch
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration
 from transformers.utils import logging
@@ -10,6 +7,7 @@ from transformers.utils import logging
 from whisper_mla.latent_attention import is_plain_linear
 from whisper_mla.modeling_whisper_mla import WhisperMLAForConditionalGeneration
 
+from .build import assemble
 from .errors import ConversionError
 
 logger = logging.get_logger(__name__)
@@ -72,9 +70,4 @@ def to_whisper(model: WhisperMLAForConditionalGeneration) -> WhisperForCondition
     config = model.config.to_whisper_config()
     config.dtype = model.dtype
     config._attn_implementation = model.config._attn_implementation
-    with torch.device("meta"):
-        stock = WhisperForConditionalGeneration(config)
-    stock.load_state_dict(weights, assign=True)
-    stock.tie_weights()
-    stock.generation_config = copy.deepcopy(model.generation_config)
-    return stock.eval()
+    return assemble(WhisperForConditionalGeneration, config, weights, model.generation_config)
