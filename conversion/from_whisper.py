@@ -58,9 +58,12 @@ def from_whisper(
         latent_dtype: what cached latents are stored in, "int8", "int4", or two of these for text and audio; None: the
             model's dtype. See `WhisperMLAConfig`.
         latent_group_size: values that are rounded together.
-        method: how low-rank projections are found, see `METHODS`; None: "fisher" with calibration, "joint_svd" without.
+        method: how low-rank projections are found, see `METHODS`; None: "fisher". Named, without calibration, the
+            result is not measured.
         calibration: audio of the kind that the model will hear, for methods that need it and to measure the result: a
-            folder, files, 16 kHz float arrays, a `datasets` dataset, or a statistics file (see `calibrate`).
+            folder, files, 16 kHz float arrays, a `datasets` dataset, or a statistics file (see `calibrate`). None: two
+            minutes of English that come with the package, if the model understands them; if not, or if the source has
+            no processor, "joint_svd", without a measurement, and a warning.
         processor: of the source, for calibration; None: the one in its folder.
         language, task: of the calibration audio; None: the model's default, or detected.
         refit: fit the up projections of all decoder layers together to the stock model's predictions on the calibration
@@ -69,7 +72,8 @@ def from_whisper(
             `method="fisher"`, a low rank in the decoder, and audio, which a statistics file has no more; not with
             `max_kl`, which it could break.
         sequential: find each latent on what the converted layers below deliver, and refit the up projections to it.
-        force: go on with fewer calibration vectors than the ranks need, for methods that depend on them.
+        force: go on with fewer calibration vectors than the ranks need, for methods that depend on them, and where more
+            than 5 % of the stock model's own words change.
         cache_cut, cache_bytes, max_kl, rank_multiple, min_rank, max_rank: choose `kv_rank` and `cross_kv_rank`, or the
             one that is not given, under a budget, see `Budget`. The cache is that of one stream at full length, in the
             dtype of the weights. `cross_kv_rank=d_model` keeps cross-attention exact.
@@ -84,7 +88,7 @@ def from_whisper(
 
     Raises:
         ConversionError: the source cannot be converted (see `load_whisper`), calibration audio cannot be used or is too
-            little for the ranks, or a budget cannot be met.
+            little for the ranks, a budget cannot be met, or more than 5 % of the stock model's own words change.
         ValueError: an unknown method, option or argument, or a rank out of range or of wrong length; raised before
             weights are loaded.
     """
@@ -100,6 +104,7 @@ def from_whisper(
     stock = load_whisper(source, **plan.loading)
     goal = stages.set_goal(plan, stock)
     running = stock if plan.calibration is None else running_copy(stock)
+    plan = stages.with_bundled_speech(plan, running)
     evidence = stages.gather(plan, goal, stock, running)
     chosen = stages.choose(plan, goal, stock, running, evidence)
     found = stages.find_factors(plan, chosen, stock, running, evidence)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from whisper_mla.configuration.configuration_whisper_mla import WhisperMLAConfig
 
@@ -19,6 +20,11 @@ from .source.latents import latents_of
 from .source.loading import read_config
 from .source.processor import processor_of
 
+logger = logging.get_logger(__name__)
+
+# Calibration audio: the speech that comes with the package.
+BUNDLED = "bundled speech"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -30,13 +36,15 @@ class Plan:
         budget: what ranks are chosen under; not given: those of `latent_fields` hold.
         method: of `METHODS`.
         options: of the method.
-        calibration: clips or statistics, read; None where the conversion uses none.
+        calibration: clips or statistics, read; None where the conversion uses none. `BUNDLED` where the bundled speech
+            is to stand in, until the model is there to tell whether it can.
         processor: of the source, where clips have to be made into examples.
         language, task: of the clips; None: the model's default, or detected.
         refit: True, False, or None: where it helps.
         sequential: find every latent on what the converted layers below deliver.
-        force: go on with too few vectors of calibration.
+        force: go on with too few vectors of calibration, and with too large a loss.
         loading: keyword arguments of `from_pretrained` of the source.
+        bundled: whether calibration is the bundled speech.
     """
 
     source: str | os.PathLike | PreTrainedModel
@@ -52,6 +60,7 @@ class Plan:
     sequential: bool
     force: bool
     loading: dict[str, Any]
+    bundled: bool = False
 
     @classmethod
     def from_arguments(
@@ -72,8 +81,9 @@ class Plan:
             latent_fields: fields of `WhisperMLAConfig`.
             budget: of cache bytes or of quality; may be empty.
             others: options of the method, and arguments of `from_pretrained`.
-            method: of `METHODS`; None: "fisher" with calibration, "joint_svd" without.
-            calibration: audio or statistics, see `read_calibration`; None where there is none.
+            method: of `METHODS`; None: "fisher", or "joint_svd" with its options.
+            calibration: audio or statistics, see `read_calibration`; None: the bundled speech, unless a method is
+                named.
             arguments: the remaining fields of a plan.
 
         Raises:
@@ -81,7 +91,10 @@ class Plan:
             ValueError: an unknown method, option or argument, a rank out of range or of wrong length, or arguments
                 that do not go together.
         """
-        method = method or ("joint_svd" if calibration is None else "fisher")
+        may_stand_in = method is None and "preserved_key_dims" not in others
+        method = method or ("fisher" if may_stand_in else "joint_svd")
+        if calibration is None and may_stand_in and not arguments["sequential"] and not arguments["refit"]:
+            calibration = BUNDLED if budget.max_kl is None else None
         if method not in METHODS:
             raise ValueError(f"method={method!r}: expected one of {', '.join(map(repr, METHODS))}.")
         loading = dict(others)
@@ -97,21 +110,46 @@ class Plan:
     def _fitted(self, config: WhisperMLAConfig) -> "Plan":
         """The plan for a model of this configuration, with calibration read."""
         low_rank = [latent for latent in latents_of(config) if latent.rank < config.d_model]
+        rounds = any(config.latent_dtypes)
         if self.budget.is_given:
             self.budget.ranks(config.d_model)
         elif self.refit and all(latent.in_encoder for latent in low_rank):
             raise ValueError("refit=True: nothing in the decoder to refit. Give kv_rank, cross_kv_rank or a budget.")
-        if self.calibration is None or not (low_rank or self.budget.is_given):
+        if not (low_rank or self.budget.is_given or rounds):
             return replace(self, calibration=None)
-        calibration, processor = read_calibration(self.calibration), self.processor
+        if self.calibration is None:
+            logger.warning(
+                f"method={self.method!r} without audio: neither calibrated nor measured. A rank found in the weights "
+                "alone can cost a real model its words; leave out the method, or give calibration=…."
+            )
+            return self
+        processor = self.processor or processor_of(self.source, self.loading)
+        if self.calibration is BUNDLED:
+            if processor is None:
+                logger.warning("Neither calibrated nor measured: the source has no processor (processor=).")
+                return self.without_audio()
+            return replace(self, processor=processor, bundled=True)
+        calibration = read_calibration(self.calibration)
         if not isinstance(calibration, Statistics):
-            processor = processor or processor_of(self.source, self.loading)
             if processor is None:
                 raise ConversionError(NO_PROCESSOR)
         elif (self.sequential or self.refit) and not calibration.examples:
             name = "sequential=True" if self.sequential else "refit=True"
             raise ConversionError(f"{name}: needs calibration audio (calibration=), not a statistics file.")
         return replace(self, calibration=calibration, processor=processor)
+
+    def without_audio(self) -> "Plan":
+        """The plan where no audio can be used: `joint_svd`, from the weights alone.
+
+        Raises:
+            ValueError: there are options of a method that needs audio.
+        """
+        if self.options:
+            name = next(iter(self.options))
+            raise ValueError(
+                f"{name}: belongs to method={self.method!r}, which needs calibration audio: calibration=…."
+            )
+        return replace(self, method="joint_svd", calibration=None, bundled=False)
 
     @property
     def needs_moments(self) -> bool:
@@ -122,7 +160,7 @@ class Plan:
     @property
     def may_refit(self) -> bool:
         """Whether up projections may be refitted together."""
-        return self.method == "fisher" and not self.sequential and self.refit is not False
+        return self.method == "fisher" and not self.sequential and self.refit is not False and not self.bundled
 
     @property
     def has_a_rank(self) -> bool:
@@ -178,7 +216,7 @@ _REFUSALS = (
         "A budget chooses kv_rank, cross_kv_rank, or both: give one of them at most.",
     ),
     _Refusal(
-        lambda plan: plan.budget.is_given and plan.latent_fields["latent_dtype"] is not None,
+        lambda plan: plan.budget.is_given and plan.latent_fields.get("latent_dtype") is not None,
         ConversionError,
         "A budget chooses ranks of latents that are not rounded: leave out latent_dtype.",
     ),
@@ -188,10 +226,16 @@ _REFUSALS = (
         "preserved_key_dims needs given ranks (kv_rank): leave out the budget.",
     ),
     _Refusal(
-        lambda plan: plan.calibration is not None and not plan.has_a_rank and not plan.budget.is_given,
+        lambda plan: (
+            plan.calibration is not None
+            and plan.calibration is not BUNDLED
+            and not plan.has_a_rank
+            and not plan.budget.is_given
+            and plan.latent_fields.get("latent_dtype") is None
+        ),
         ValueError,
-        "calibration: has nothing to calibrate, the conversion is exact. Give kv_rank, cross_kv_rank, audio_kv_rank or "
-        "a budget, or leave it out.",
+        "calibration: has nothing to calibrate, the conversion is exact. Give kv_rank, cross_kv_rank, audio_kv_rank, "
+        "latent_dtype or a budget, or leave it out.",
     ),
     _Refusal(
         lambda plan: plan.refit and plan.calibration is None,

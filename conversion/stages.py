@@ -12,12 +12,15 @@ from whisper_mla.configuration.configuration_whisper_mla import WhisperMLAConfig
 from whisper_mla.modeling_whisper_mla import WhisperMLAForConditionalGeneration
 
 from .build import configuration_with_ranks
-from .calibration.calibrate import calibrate, check_vectors, running_copy
+from .calibration.bundled_speech import HELD_OUT as BUNDLED_HELD_OUT
+from .calibration.bundled_speech import MEASURED_ON, read_bundled_speech, spoken
+from .calibration.calibrate import calibrate, check_vectors, hold_out, running_copy
 from .calibration.statistics import Statistics
+from .calibration.word_changes import count_word_changes
 from .methods.factorise import Decompositions, Factorised, compute_device, factorise
-from .plan import Plan
+from .plan import BUNDLED, Plan
 from .ranks.option_search import search_option
-from .ranks.quality import HeldOut, Quality
+from .ranks.quality import HeldOut, Quality, refuse_changes
 from .ranks.rank_choice import RankChoice, choose_ranks, with_ranks
 from .refit.joint_refit import refit_if_better
 from .refit.sequential import factorise_sequentially
@@ -57,10 +60,12 @@ class Evidence:
     Attributes:
         statistics: of what attention reads.
         held_out: clips that were kept apart, with the stock model's predictions.
+        stock_tokens: what the stock model says of these clips; None where there is no tokenizer to make words of it.
     """
 
     statistics: Statistics | None = None
     held_out: HeldOut | None = None
+    stock_tokens: list[list[int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,14 @@ def set_goal(plan: Plan, stock: WhisperForConditionalGeneration) -> Goal:
     return Goal(config, latents, free, plan.budget.bytes_for(free, config.d_model, stock_bytes, fixed, size))
 
 
+def with_bundled_speech(plan: Plan, running: WhisperForConditionalGeneration) -> Plan:
+    """The plan with the bundled speech read, if it is to stand in; without audio, if the model cannot understand it."""
+    if plan.calibration is not BUNDLED:
+        return plan
+    clips = read_bundled_speech(running, plan.processor)
+    return plan.without_audio() if clips is None else replace(plan, calibration=clips, **spoken(running))
+
+
 def gather(
     plan: Plan, goal: Goal, stock: WhisperForConditionalGeneration, running: WhisperForConditionalGeneration
 ) -> Evidence:
@@ -123,16 +136,22 @@ def gather(
     """
     if plan.calibration is None:
         return Evidence()
-    statistics = calibrate(
-        stock,
-        plan.calibration,
-        plan.processor,
-        language=plan.language,
-        task=plan.task,
-        gradients=plan.method == "fisher",
-        encoder=any(latent.in_encoder for latent in goal.low_rank),
-    )
-    return Evidence(statistics, HeldOut(running, statistics.held_out) if statistics.held_out else None)
+    audio = (stock, plan.calibration, plan.processor)
+    if goal.low_rank or plan.budget.is_given:
+        statistics = calibrate(
+            *audio,
+            language=plan.language,
+            task=plan.task,
+            gradients=plan.method == "fisher",
+            encoder=any(latent.in_encoder for latent in goal.low_rank),
+            **({"held_out": BUNDLED_HELD_OUT} if plan.bundled else {}),
+        )
+    else:  # rounding needs no statistics, and every clip can tell what it costs
+        statistics = hold_out(*audio, language=plan.language, task=plan.task)
+    if not statistics.held_out:
+        return Evidence(statistics)
+    held_out = HeldOut(running, statistics.held_out)
+    return Evidence(statistics, held_out, None if plan.processor is None else held_out.decode(running, True))
 
 
 def choose(
@@ -160,7 +179,7 @@ def choose(
         config = configuration_with_ranks(stock.config, latents, plan.latent_fields)
         chosen = Chosen(replace(goal, config=config, latents=latents), choice.options, choice)
     if evidence.statistics is not None and plan.needs_moments:
-        check_vectors(evidence.statistics, chosen.goal.low_rank, plan.force)
+        check_vectors(evidence.statistics, chosen.goal.low_rank, plan.force or plan.bundled)
     return chosen
 
 
@@ -195,11 +214,26 @@ def refit(plan: Plan, running: WhisperForConditionalGeneration, evidence: Eviden
 
 
 def measure(plan: Plan, model: WhisperMLAForConditionalGeneration, evidence: Evidence, found: Found) -> Quality | None:
-    """The finished model on held-out audio, or None where there is none or the conversion is exact."""
-    if evidence.held_out is None or not found.items:
+    """The finished model on held-out audio, or None where there is none or the conversion is exact.
+
+    Raises:
+        ConversionError: it changes too many of the stock model's words, and the plan does not force it.
+    """
+    if evidence.held_out is None or not (found.items or any(model.config.latent_dtypes)):
         return None
     same_encoder = not any(item.latent.in_encoder for item in found.items)
-    quality = evidence.held_out.measure(running_copy(model), same_encoder)
+    running = running_copy(model)
+    quality = evidence.held_out.measure(running, same_encoder)
+    if plan.bundled:
+        quality = replace(quality, measured_on=MEASURED_ON)
+    if evidence.stock_tokens is not None:
+        texts = [
+            plan.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+            for tokens in (evidence.stock_tokens, evidence.held_out.decode(running, same_encoder))
+        ]
+        quality = replace(quality, words=count_word_changes(*texts, plan.language))
+        if not plan.force:
+            refuse_changes(quality)
     max_kl = plan.budget.max_kl
     if max_kl is not None and quality.kl > 1.01 * max_kl:  # less is the noise of measuring twice
         logger.warning(
@@ -226,6 +260,7 @@ def report(
         "method_options": found.options if found.items else {},
         "option_search": found.tried,
         "sequential": plan.sequential and bool(found.items),
+        "bundled": plan.bundled,
         "refit": found.refitting,
         "rank_choice": None if choice is None else {"allocation": choice.allocation, "reason": choice.reason},
         "seconds": round(time.monotonic() - started, 1),

@@ -79,17 +79,52 @@ def calibrate(
     statistics = gather_statistics(model, used, gradients=gradients, encoder=encoder, seed=seed)
     statistics.examples = used
     statistics.held_out = [examples[i] for i in sorted(kept)]
-    statistics.source = {
+    statistics.source = _facts(stock, fingerprint, clips, statistics)
+    return statistics
+
+
+def hold_out(
+    stock: WhisperForConditionalGeneration,
+    calibration: Any,
+    processor: ProcessorMixin | None = None,
+    *,
+    language: str | None = None,
+    task: str | None = None,
+) -> Statistics:
+    """All clips as examples to measure a conversion on that needs no statistics.
+
+    Args:
+        stock, calibration, processor, language, task: as of `calibrate`.
+
+    Returns:
+        Statistics: with `held_out` alone; those that exist are checked and returned.
+
+    Raises:
+        ConversionError: as of `calibrate`.
+    """
+    clips = read_calibration(calibration)
+    if isinstance(clips, Statistics):
+        return calibrate(stock, clips)
+    if processor is None:
+        raise ConversionError(NO_PROCESSOR)
+    examples = make_examples(running_copy(stock), processor, clips, language=language, task=task)
+    statistics = Statistics(inputs={}, queries={}, held_out=examples)
+    statistics.source = _facts(stock, weights_fingerprint(stock), clips, statistics)
+    return statistics
+
+
+def _facts(stock: PreTrainedModel, fingerprint: str, clips: list[Clip], statistics: Statistics) -> dict:
+    used = statistics.examples
+    return {
         "model": model_name(stock),
         "model_sha256": fingerprint,
         "clips": len(clips),
         "seconds": round(sum(len(clip.samples) for clip in clips) / 16_000, 1),
         "with_transcript": sum(clip.text is not None for clip in clips),
-        "held_out_windows": len(kept),
+        "held_out_windows": len(statistics.held_out),
         "text_vectors": sum(len(example.decoder_input_ids) for example in used),
         "audio_vectors": len(used) * stock.config.max_source_positions,
     }
-    return statistics
 
 
 def read_calibration(calibration: Any) -> Statistics | list[Clip]:
@@ -172,4 +207,12 @@ def _spread(count: int, share: float) -> set[int]:
     return {int((i + 0.5) * count / number) for i in range(number)}
 
 
-__all__ = ["calibrate", "check_vectors", "model_name", "read_calibration", "running_copy", "weights_fingerprint"]
+__all__ = [
+    "calibrate",
+    "check_vectors",
+    "hold_out",
+    "model_name",
+    "read_calibration",
+    "running_copy",
+    "weights_fingerprint",
+]

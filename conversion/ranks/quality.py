@@ -10,6 +10,11 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from whisper_mla.conversion.calibration.examples import Example, encoded_batches
+from whisper_mla.conversion.calibration.word_changes import WordChanges
+from whisper_mla.conversion.errors import ConversionError
+
+# Share of stock's words. The word error rate against any reference moves by no more than the words that change.
+WORD_CHANGE_LIMIT = 0.05
 
 
 @dataclass(frozen=True)
@@ -20,11 +25,33 @@ class Quality:
         kl: mean over tokens of KL(stock || model), in nats.
         token_agreement: share of tokens at which both prefer the same next token.
         tokens: how many were compared.
+        words: what becomes of the transcripts; None where that was not measured.
+        measured_on: what the audio was.
     """
 
     kl: float
     token_agreement: float
     tokens: int
+    words: WordChanges | None = None
+    measured_on: str = "held-out calibration audio"
+
+
+def refuse_changes(quality: Quality) -> None:
+    """Stop a conversion that changes too many words.
+
+    Raises:
+        ConversionError: more than `WORD_CHANGE_LIMIT` of stock's words; the message has all figures.
+    """
+    words = quality.words
+    if words is None or words.rate is None or words.rate <= WORD_CHANGE_LIMIT:
+        return
+    raise ConversionError(
+        f"This conversion loses too much: word error rate {words.rate:.1%} against the stock model's own {words.words} "
+        f"words on {quality.measured_on} ({words.same_clips} of {words.clips} transcripts equal), limit "
+        f"{WORD_CHANGE_LIMIT:.0%}; KL {quality.kl:.2g} nats per token, same next token {quality.token_agreement:.1%}. "
+        "Take larger ranks, or latent_dtype='int4' (--latent-dtype int4) instead of a rank, or more calibration audio "
+        "(calibration=, --calibration); or keep it with force=True (--force)."
+    )
 
 
 class HeldOut:
@@ -76,3 +103,42 @@ class HeldOut:
             agreeing += (logits.argmax(-1) == stock_logits.argmax(-1)).sum().item()
             tokens += logits.shape[0]
         return Quality(kl=max(kl, 0.0) / tokens, token_agreement=agreeing / tokens, tokens=tokens)
+
+    @torch.no_grad()
+    def decode(self, model: PreTrainedModel, same_encoder: bool = False) -> list[list[int]]:
+        """What a model itself says of the examples: greedy decoding, in the language and task of each.
+
+        Args:
+            model, same_encoder: as of `measure`.
+
+        Returns:
+            list[list[int]]: tokens of each example, special ones included, in order. A model that finds no end is cut
+            off at one and a half times the longest transcript of its batch and 16 tokens more.
+        """
+        found: list[list[int]] = []
+        for batch in self._batches:
+            states = batch["encoder_states"]
+            if not same_encoder:
+                states = model.get_encoder()(batch["input_features"]).last_hidden_state
+            tokens = model.generate(  # type: ignore[operator]
+                encoder_outputs=BaseModelOutput(last_hidden_state=states),
+                max_new_tokens=min(batch["mask"].shape[1] * 3 // 2 + 16, model.config.max_target_positions // 2),
+                num_beams=1,
+                force_unique_generate_call=True,
+                **_language_and_task(model, batch["decoder_input_ids"]),
+            )
+            found += getattr(tokens, "sequences", tokens).tolist()
+        return found
+
+
+def _language_and_task(model: PreTrainedModel, decoder_input_ids: Tensor) -> dict:
+    """Arguments of `generate` for a multilingual model, from the prompts of `decoder_input_ids` `[batch, tokens]`."""
+    generation = model.generation_config
+    if not getattr(generation, "is_multilingual", False):
+        return {}
+    languages = {number: name for name, number in generation.lang_to_id.items()}
+    tasks = {number: name for name, number in generation.task_to_id.items()}
+    rows = decoder_input_ids.tolist()
+    found = {"language": [next((languages[token] for token in row if token in languages), None) for row in rows]}
+    task = next((tasks[token] for token in rows[0] if token in tasks), None)
+    return {**({} if None in found["language"] else found), **({} if task is None else {"task": task})}

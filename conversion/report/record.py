@@ -48,7 +48,7 @@ def conversion_record(
     """
     calibration = None
     if statistics is not None:
-        calibration = {**statistics.source, "used": bool(found)}
+        calibration = {**statistics.source, "used": bool(found), "bundled": facts["bundled"]}
     return {
         "format": 1,
         "source": _describe_source(source, stock, arguments),

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,10 +77,11 @@ def conversion_report(
         "quality": None
         if quality is None
         else {
-            "measured_on": "held-out calibration audio",
+            "measured_on": quality.measured_on,
             "kl_per_token": quality.kl,
             "token_agreement": quality.token_agreement,
             "tokens": quality.tokens,
+            "words": None if quality.words is None else asdict(quality.words),
         },
         "cache": {
             "stock_bytes": cache_size(stock.config, positions=positions, bytes_per_value=size).total,

@@ -79,14 +79,18 @@ def convert(
     method: Annotated[
         str | None,
         typer.Option(
-            help=f"How low-rank projections are found: {', '.join(METHODS)}. Default: fisher with --calibration, "
-            "joint_svd without.",
+            help=f"How low-rank projections are found: {', '.join(METHODS)}. Default: fisher. Named, without "
+            "--calibration, the result is not measured.",
             show_default=False,
         ),
     ] = None,
     calibration: Annotated[
         list[Path] | None,
-        typer.Option(help="Audio like the model will hear (a folder or files), or a statistics file; repeatable."),
+        typer.Option(
+            help="Audio like the model will hear (a folder or files), or a statistics file; repeatable. Default: two "
+            "minutes of English that come with the package.",
+            show_default=False,
+        ),
     ] = None,
     language: Language = None,
     cache_cut: Annotated[float | None, typer.Option(help="Choose ranks: share of the cache to save, as 0.95.")] = None,
@@ -117,7 +121,12 @@ def convert(
     sequential: Annotated[
         bool, typer.Option("--sequential", help="Calibrate every layer on what the converted layers below deliver.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Go on with too little calibration audio.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Go on with too little calibration audio, and where over 5 % of stock's words change."
+        ),
+    ] = False,
     include_code: Annotated[
         bool, typer.Option("--code/--no-code", help="Write the model's code beside it, for trust_remote_code.")
     ] = True,

@@ -64,8 +64,14 @@ def quality_lines(report: dict) -> list[str]:
             f"Measured on {quality['measured_on']} ({quality['tokens']} tokens): KL to stock "
             f"{quality['kl_per_token']:.2g} nats per token, same next token {quality['token_agreement']:.2%}."
         )
+        words = quality.get("words")
+        if words and words["rate"] is not None:
+            lines.append(
+                f"Transcripts: word error rate {words['rate']:.2%} against stock's own {words['words']} words, "
+                f"{words['same_clips']} of {words['clips']} equal."
+            )
     elif report.get("latents"):
-        missing = "no clips to hold out" if report.get("calibration") else "no --calibration"
+        missing = "no clips to hold out" if report.get("calibration") else "no audio of use"
         lines.append(f"Quality: not measured ({missing}).")
     return lines
 

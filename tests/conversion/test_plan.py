@@ -32,6 +32,7 @@ REFUSED = [
     ({"cache_cut": 0.9, "cross_kv_shared": False}, "A budget needs the shared cross-attention latent"),
     ({"cache_cut": 0.9, "latent_dtype": "int8"}, "leave out latent_dtype"),
     ({"cache_cut": 0.9, "kv_rank": 8, "cross_kv_rank": 8}, "A budget chooses kv_rank, cross_kv_rank, or both"),
+    ({"cache_cut": 0.9, "latent_dtype": "int4"}, "A budget chooses ranks of latents that are not rounded"),
     ({"cache_cut": 0.9, "preserved_key_dims": 1}, "preserved_key_dims needs given ranks"),
     ({"calibration": "nowhere"}, "calibration: has nothing to calibrate"),
     ({"kv_rank": 8, "refit": True, "method": "fisher"}, "refit=True: needs calibration audio"),
