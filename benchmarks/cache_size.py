@@ -11,20 +11,21 @@ def main(
     num_beams: int = typer.Option(1, help="Hypotheses per audio."),
     name: str = typer.Option("cache_size", help="Name of the result files."),
 ):
-    """Compare stock, the paper's variant, exact, and low-rank caches at float16.
+    """Compare stock, the paper's variant, exact, and rounded caches at float16.
 
     Example: python benchmarks/cache_size.py --num-beams 5 --name cache_size_5_beams
     """
     rows, raw = [], {}
     for size in WHISPER_SIZES:
         stock = whisper_config(size)
-        quarter, eighth = stock.d_model // 4, stock.d_model // 8
+        half, quarter = stock.d_model // 2, stock.d_model // 4
         variants = {
             "paper (self-attention only, -87.5 %)": {"kv_rank": quarter, "cross_cache": "key_value"},
             "exact": {},
-            "kv_rank d/4": {"kv_rank": quarter},
-            "kv_rank and cross_kv_rank d/4": {"kv_rank": quarter, "cross_kv_rank": quarter},
-            "kv_rank d/8, cross_kv_rank d/4": {"kv_rank": eighth, "cross_kv_rank": quarter},
+            "int8": {"latent_dtype": "int8"},
+            "int8 of the text, int4 of the audio": {"latent_dtype": ["int8", "int4"]},
+            "int4": {"latent_dtype": "int4"},
+            "kv_rank d/2, int4": {"kv_rank": half, "latent_dtype": "int4"},
         }
         whole = cache_size(stock, positions=positions, num_beams=num_beams)
         raw[size] = {"stock": {"self": whole.self_attention, "cross": whole.cross_attention}}
