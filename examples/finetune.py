@@ -50,7 +50,8 @@ def load_student(model_args, data_args):
         conversion = dict(model_args.conversion)
         if isinstance(conversion.get("calibration"), int):
             conversion["calibration"] = first_audio(data_args.train, conversion["calibration"])
-        model = from_whisper(model_args.model, dtype=dtype, **conversion, **hub)
+        # What the conversion loses is to be healed: no refusal, unless the recipe wants one.
+        model = from_whisper(model_args.model, dtype=dtype, **{"force": True, **conversion}, **hub)
     if model_args.spec_augment is not None:
         unknown = [name for name in model_args.spec_augment if not name.startswith("mask_")]
         if unknown:

@@ -71,7 +71,7 @@ def quality_lines(report: dict) -> list[str]:
                 f"{words['same_clips']} of {words['clips']} equal."
             )
     elif report.get("latents"):
-        missing = "no clips to hold out" if report.get("calibration") else "no audio of use"
+        missing = "no clips to hold out" if report.get("calibration") else "no audio of use: give --calibration"
         lines.append(f"Quality: not measured ({missing}).")
     return lines
 

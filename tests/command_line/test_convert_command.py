@@ -140,7 +140,7 @@ def test_preserved_key_dims(digits_folder, tmp_path):
     arguments = ["--kv-rank", "40", "--preserved-key-dims", "4"]
     result = run("convert", digits_folder, tmp_path / "model", *arguments)
     assert "Low-rank latents (joint_svd, preserved_key_dims=4, preserved_key_selection=uniform)" in result.stdout
-    assert "Quality: not measured (no audio of use)" in result.stdout
+    assert "Quality: not measured (no audio of use: give --calibration)" in result.stdout
 
 
 def test_an_exact_conversion_has_no_latents_to_show(digits_folder, tmp_path):
