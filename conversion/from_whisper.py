@@ -98,8 +98,9 @@ def from_whisper(
     rounding = {"latent_dtype": latent_dtype, "latent_group_size": latent_group_size}
     budget = Budget(cache_cut, cache_bytes, max_kl, rank_multiple, min_rank, max_rank)
     audio = {"calibration": calibration, "processor": processor, "language": language, "task": task}
-    how = {"method": method, "refit": refit, "sequential": sequential, "force": force}
-    plan = Plan.from_arguments(source, {**ranks, **kinds, **rounding}, budget, kwargs, **how, **audio)
+    how = {"refit": refit, "sequential": sequential, "force": force}
+    fields = {**ranks, **kinds, **rounding}
+    plan = Plan.from_arguments(source, fields, budget, kwargs, method=method, **how, **audio)
 
     stock = load_whisper(source, **plan.loading)
     goal = stages.set_goal(plan, stock)

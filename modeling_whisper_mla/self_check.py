@@ -1,6 +1,7 @@
 """Beside a Transformers that was never tested: does a tiny model decode as it must? Asked before `generate`."""
 
 import threading
+from typing import Any
 
 import torch
 import transformers
@@ -14,7 +15,7 @@ logger = logging.get_logger(__name__)
 _lock = threading.RLock()
 _state = "not checked"
 
-_TINY = {
+_TINY: dict[str, Any] = {
     "vocab_size": 64,
     "num_mel_bins": 4,
     "d_model": 16,
@@ -31,9 +32,15 @@ _TINY = {
     "eos_token_id": 2,
     "decoder_start_token_id": 3,
 }
-_DECODING = {"max_length": 10, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 3}
+_DECODING: dict[str, Any] = {
+    "max_length": 10,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 3,
+}
 
-_WAYS = {
+_WAYS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "beam search": {"num_beams": 3},
     "a static cache": {"cache_implementation": "static"},

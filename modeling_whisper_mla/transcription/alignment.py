@@ -76,4 +76,5 @@ def _cross_attention(model: PreTrainedModel, encoded: Tensor, tokens: list[int])
         ).cross_attentions
     finally:
         model.set_attn_implementation(before)
-    return torch.stack([weights[layer][0, head] for layer, head in model.generation_config.alignment_heads])
+    heads = model.generation_config.alignment_heads  # type: ignore[attr-defined]  # Whisper's own field
+    return torch.stack([weights[layer][0, head] for layer, head in heads])

@@ -151,10 +151,8 @@ class WindowDecoder:
         return Decoding(tokens, window.language, quality, silent, len(tried) > 1, tuple(ends[: len(tokens)]))
 
     def _quality(self, generated: "_Generated", temperature: float, no_speech: float | None) -> Quality:
-        text = self.tokenizer.decode(
-            [token for token in generated.tokens if self.times is None or token not in self.times],
-            skip_special_tokens=True,
-        ).strip()
+        spoken = [token for token in generated.tokens if self.times is None or token not in self.times]
+        text = str(self.tokenizer.decode(spoken, skip_special_tokens=True)).strip()
         return Quality(temperature, generated.avg_logprob, compression_ratio(text), no_speech)
 
     def _generate(self, windows: list[Window], encoded: Tensor, temperature: float) -> list["_Generated"]:

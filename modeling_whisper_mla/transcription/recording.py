@@ -104,7 +104,7 @@ class Recording:
             self.history += decoding.tokens[: ranges[-1].last]
             for part in ranges:
                 spoken = [token for token in decoding.tokens[part.first : part.last] if token not in not_words]
-                text = tokenizer.decode(spoken)
+                text = str(tokenizer.decode(spoken))  # one text for one list of tokens
                 self.texts[self.number] += text
                 words = []
                 if decoding.ends:
