@@ -74,6 +74,7 @@ def without_package(folders, clips, tmp_path_factory) -> dict:
     return json.loads((scratch / "out.json").read_text())
 
 
+@pytest.mark.processes
 def test_same_transcripts_without_the_package(folders, without_package, clips):
     samples = soundfile.read(clips["clip07"]["path"], dtype="float32")[0]
     for folder in folders:
@@ -88,6 +89,7 @@ def test_same_transcripts_without_the_package(folders, without_package, clips):
         assert found["cache"] == speech.model.cache_nbytes(positions=10)
 
 
+@pytest.mark.processes
 def test_saved_again_without_the_package(folders, without_package):
     for folder in folders:
         found = without_package[str(folder)]
