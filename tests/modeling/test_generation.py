@@ -246,6 +246,35 @@ def test_static_decoding_compiles_to_one_graph(exact, speech, fresh):
     assert not counters["graph_break"]
 
 
+def test_compiled_decoding_stays_one_graph_when_a_file_ends(exact, processor, clips, fresh):
+    """As in stock Whisper, the batch keeps its size when fewer files are left."""
+    samples = clips["long"]["samples"]
+    features = processor.feature_extractor(
+        [samples[:170_000], samples[:330_000]],
+        sampling_rate=16_000,
+        return_tensors="pt",
+        return_attention_mask=True,
+        truncation=False,
+        padding="longest",
+    )
+    compiled = CompileConfig(fullgraph=True, backend="aot_eager", mode=None)
+    compiled._compile_all_devices = True
+    counters = torch._dynamo.utils.counters
+    torch._dynamo.reset()
+    counters.clear()
+    left: list[int] = []
+    generate(
+        fresh(exact),
+        **features,
+        return_timestamps=True,
+        cache_implementation="static",
+        compile_config=compiled,
+        monitor_progress=lambda frames: left.append(int((frames[:, 0] < frames[:, 1]).sum())),
+    )
+    assert left[0] == 2 and left[-1] == 1
+    assert counters["stats"]["unique_graphs"] == 1
+
+
 def test_exact_model_is_not_the_stock_one_in_disguise(exact, digits):
     """The suite compares two different computations."""
     attention = exact.model.decoder.layers[0].self_attn
