@@ -102,7 +102,7 @@ class WhisperMLAConfig(WhisperConfig):
         if isinstance(value, tuple):
             value = self.latent_dtype = list(value)
         both = self.latent_dtypes
-        if len(both) != 2 or any(dtype is not None and dtype not in LATENT_BITS for dtype in both):
+        if len(both) != 2 or any(dtype not in (None, *LATENT_BITS) for dtype in both):
             raise ValueError(
                 f"latent_dtype={value!r}: expected None (the model's dtype), {', '.join(map(repr, LATENT_BITS))}, or "
                 "two of these: of the text and of the audio."

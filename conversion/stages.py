@@ -14,7 +14,7 @@ from whisper_mla.modeling_whisper_mla import WhisperMLAForConditionalGeneration
 from .build import configuration_with_ranks
 from .calibration.bundled_speech import HELD_OUT as BUNDLED_HELD_OUT
 from .calibration.bundled_speech import MEASURED_ON, read_bundled_speech, spoken
-from .calibration.calibrate import calibrate, check_vectors, hold_out, running_copy
+from .calibration.calibrate import HELD_OUT, calibrate, check_vectors, hold_out, running_copy
 from .calibration.statistics import Statistics
 from .calibration.word_changes import count_word_changes
 from .methods.factorise import Decompositions, Factorised, compute_device, factorise
@@ -144,7 +144,7 @@ def gather(
             task=plan.task,
             gradients=plan.method == "fisher",
             encoder=any(latent.in_encoder for latent in goal.low_rank),
-            **({"held_out": BUNDLED_HELD_OUT} if plan.bundled else {}),
+            held_out=BUNDLED_HELD_OUT if plan.bundled else HELD_OUT,
         )
     else:  # rounding needs no statistics, and every clip can tell what it costs
         statistics = hold_out(*audio, language=plan.language, task=plan.task)
@@ -232,6 +232,10 @@ def measure(plan: Plan, model: WhisperMLAForConditionalGeneration, evidence: Evi
             for tokens in (evidence.stock_tokens, evidence.held_out.decode(running, same_encoder))
         ]
         quality = replace(quality, words=count_word_changes(*texts, plan.language))
+        if not any(texts[0]):
+            logger.warning(
+                f"The stock model finds no words on {quality.measured_on}: what the conversion loses is unknown."
+            )
         if not plan.force:
             refuse_changes(quality)
     max_kl = plan.budget.max_kl

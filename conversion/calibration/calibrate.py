@@ -25,6 +25,8 @@ _Model = TypeVar("_Model", bound=PreTrainedModel)
 NO_PROCESSOR = "calibration: a processor is needed (processor=), the source has none."
 # Vectors of calibration per unit of rank: fewer than the first is refused, fewer than the second is worth a warning.
 VECTORS_NEEDED, VECTORS_WANTED = 8, 128
+# Share of the clips that is kept apart to measure conversions on.
+HELD_OUT = 0.25
 
 
 def calibrate(
@@ -34,7 +36,7 @@ def calibrate(
     *,
     language: str | None = None,
     task: str | None = None,
-    held_out: float = 0.25,
+    held_out: float = HELD_OUT,
     gradients: bool = True,
     encoder: bool = True,
     seed: int = 0,

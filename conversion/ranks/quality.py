@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -133,7 +134,7 @@ class HeldOut:
 
 def _language_and_task(model: PreTrainedModel, decoder_input_ids: Tensor) -> dict:
     """Arguments of `generate` for a multilingual model, from the prompts of `decoder_input_ids` `[batch, tokens]`."""
-    generation = model.generation_config
+    generation: Any = model.generation_config
     if not getattr(generation, "is_multilingual", False):
         return {}
     languages = {number: name for name, number in generation.lang_to_id.items()}
