@@ -22,7 +22,12 @@ def force(monkeypatch):
     return force
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
+NEEDS_AVX2 = pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="torch compiles flex_attention for AVX2 and above only"
+)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", pytest.param("flex_attention", marks=NEEDS_AVX2)])
 @pytest.mark.parametrize("conversion", CONVERSIONS)
 def test_both_forms_give_the_logits_of_stock(digits, speech, force, conversion, implementation):
     model = WhisperMLAForConditionalGeneration.from_whisper(digits, **CONVERSIONS[conversion])
