@@ -94,7 +94,7 @@ def test_report_and_record_of_every_placement(tiny, tiny_statistics, placement):
     assert same_divergence(report["quality"]["kl_per_token"], best["kl"])
     assert report["quality"]["kl_per_token"] > 0 and 0 <= report["quality"]["token_agreement"] <= 1
     assert report["quality"]["tokens"] == 4 * 11
-    assert record["calibration"] == {**tiny_statistics.source, "used": True}
+    assert record["calibration"] == {**tiny_statistics.source, "used": True, "bundled": False}
     assert report["seconds"] >= 0 and report["peak_memory_bytes"]["process"] > 10**7
 
 
