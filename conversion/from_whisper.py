@@ -48,8 +48,7 @@ def from_whisper(
     """Convert a pretrained Whisper. Without a rank or a budget the conversion is exact: same outputs, same tokens.
 
     Args:
-        source: a Hub id, a folder (single or sharded weights), or a `WhisperForConditionalGeneration`, which is not
-            modified and shares no memory with the result.
+        source: a Hub id, a folder, or a `WhisperForConditionalGeneration`, which is neither modified nor shared.
         kv_rank: values cached per text position in decoder self-attention, an integer or one per layer.
         cross_kv_rank: values kept per audio frame for cross-attention; None: the encoder output itself.
         cross_kv_shared: with `cross_kv_rank`: one latent for all layers, or one per layer.
@@ -93,13 +92,12 @@ def from_whisper(
             weights are loaded.
     """
     started = time.monotonic()
-    ranks = {"kv_rank": kv_rank, "cross_kv_rank": cross_kv_rank, "audio_kv_rank": audio_kv_rank}
-    kinds = {"cross_kv_shared": cross_kv_shared, "cross_cache": cross_cache}
-    rounding = {"latent_dtype": latent_dtype, "latent_group_size": latent_group_size}
+    fields = {"kv_rank": kv_rank, "cross_kv_rank": cross_kv_rank, "audio_kv_rank": audio_kv_rank}
+    fields |= {"cross_kv_shared": cross_kv_shared, "cross_cache": cross_cache}
+    fields |= {"latent_dtype": latent_dtype, "latent_group_size": latent_group_size}
     budget = Budget(cache_cut, cache_bytes, max_kl, rank_multiple, min_rank, max_rank)
     audio = {"calibration": calibration, "processor": processor, "language": language, "task": task}
     how = {"refit": refit, "sequential": sequential, "force": force}
-    fields = {**ranks, **kinds, **rounding}
     plan = Plan.from_arguments(source, fields, budget, kwargs, method=method, **how, **audio)
 
     stock = load_whisper(source, **plan.loading)

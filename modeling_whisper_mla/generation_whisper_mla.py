@@ -9,7 +9,7 @@ from transformers.models.whisper.generation_whisper import WhisperGenerationMixi
 
 from .latent_cache import LatentCache
 from .self_check import check_release
-from .transformers_releases import CACHE, ENCODER_STEP, with_cache_name
+from .transformers_releases import CACHE, ENCODER_STEP, NOT_FOR_FORWARDS, with_cache_name
 
 
 @dataclass
@@ -30,7 +30,13 @@ class LatentCacheMixin:
             RuntimeError: the installed Transformers is outside of the tested range and does not decode rightly.
         """
         check_release()
+        kwargs.pop("labels", None)  # Seq2SeqTrainer hands them along; the encoder would refuse them
         return super().generate(*args, **with_cache_name(kwargs, CACHE))
+
+    def prepare_inputs_for_generation(self, *args, **kwargs):
+        """As in Transformers, without arguments of `generate` that some ways of decoding hand down unread."""
+        kept = {name: value for name, value in kwargs.items() if name not in NOT_FOR_FORWARDS}
+        return super().prepare_inputs_for_generation(*args, **kept)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         given = model_kwargs.get(CACHE)

@@ -32,6 +32,10 @@ _ENCODER_STEPS = (
 )
 ENCODER_STEP = next(name for name in _ENCODER_STEPS if hasattr(GenerationMixin, name))
 
+# Arguments of `generate` that arrive in `prepare_inputs_for_generation` where the way of decoding has no use for them:
+# an assistant beside beams, the tokenizer of `stop_strings`. Stock forwards swallow them.
+NOT_FOR_FORWARDS = frozenset({"assistant_model", "assistant_tokenizer", "tokenizer", "streamer"})
+
 # Keywords that forwards hand down to others unread: what to return and keep. They mean nothing to the numbers.
 _HANDED_DOWN = frozenset({"output_attentions", "output_hidden_states", "return_dict", "use_cache"})
 

@@ -3,6 +3,7 @@
 import copy
 import csv
 import os
+import weakref
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -16,8 +17,10 @@ import soundfile
 import torch
 import transformers
 from transformers import WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from whisper_mla import WhisperMLAForConditionalGeneration
+from whisper_mla.encoder_and_decoder import WhisperMLAEncoder
 
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -137,6 +140,30 @@ def converted(request, digits) -> tuple:
 @pytest.fixture(scope="session")
 def exact(digits) -> WhisperMLAForConditionalGeneration:
     return WhisperMLAForConditionalGeneration.from_whisper(digits)
+
+
+@pytest.fixture(scope="module")
+def encode_once():
+    """Encoders remember what they made of the same input: for tests of what comes after. Saves most of their time."""
+    known = weakref.WeakKeyDictionary()
+
+    def remembering(forward):
+        def encode(encoder, input_features, *rest, **named):
+            if rest or encoder.training or named.get("output_attentions") or named.get("output_hidden_states"):
+                return forward(encoder, input_features, *rest, **named)
+            weight = encoder.conv1.weight
+            key = (weight.dtype, weight._version, tuple(input_features.shape), input_features.numpy(force=True).tobytes())
+            outputs = known.setdefault(encoder, {})
+            if key not in outputs:
+                outputs[key] = forward(encoder, input_features, **named)
+            return copy.copy(outputs[key])
+
+        return encode
+
+    with pytest.MonkeyPatch.context() as patch:
+        for encoder in (WhisperEncoder, WhisperMLAEncoder):
+            patch.setattr(encoder, "forward", remembering(encoder.forward))
+        yield
 
 
 @pytest.fixture

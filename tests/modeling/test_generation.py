@@ -10,6 +10,8 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from tests.conftest import random_features, random_whisper
 from whisper_mla import WhisperMLAForCausalLM, WhisperMLAForConditionalGeneration
 
+pytestmark = pytest.mark.usefixtures("encode_once")
+
 PROMPT = torch.tensor([360, 32, 116, 119, 111])
 
 WAYS = {
@@ -121,6 +123,17 @@ def test_token_timestamps(digits, exact, speech, fresh, beams):
 
 def one(speech):
     return {name: tensor[:1] for name, tensor in speech.items()}
+
+
+@pytest.mark.parametrize("unused", ["tokenizer", "assistant_model", "labels"])
+def test_arguments_that_decoding_has_no_use_for(digits, exact, processor, speech, fresh, unused):
+    """Transformers hands them down to forwards, which refuse what they do not know."""
+    way = {
+        "tokenizer": {"stop_strings": [" three"], "tokenizer": processor.tokenizer},
+        "assistant_model": {"num_beams": 2, "assistant_model": fresh(digits)},
+        "labels": {"labels": torch.zeros(1, 3, dtype=torch.long)},
+    }[unused]
+    assert torch.equal(generate(exact, **one(speech), **way), generate(digits, **one(speech), **way))
 
 
 def test_prompt_lookup(converted, speech):

@@ -8,6 +8,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache, StaticCa
 from tests.conftest import random_whisper
 from whisper_mla import LatentCache, WhisperMLAConfig, WhisperMLAForConditionalGeneration
 from whisper_mla.latent_cache import LatentLayer, LatentStaticLayer
+from whisper_mla.transformers_releases import CACHE
 
 
 @pytest.fixture
@@ -153,7 +154,7 @@ def test_generate_holds_exactly_the_computed_bytes(digits, speech, monkeypatch, 
 
     def spy(*args, encoder_hidden_states=None, **kwargs):
         cross_inputs.clear()
-        caches[:] = [kwargs["past_key_values"]]
+        caches[:] = [kwargs[CACHE]]
         cross_inputs[encoder_hidden_states.untyped_storage().data_ptr()] = encoder_hidden_states
         return original(*args, encoder_hidden_states=encoder_hidden_states, **kwargs)
 

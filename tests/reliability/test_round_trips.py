@@ -14,6 +14,7 @@ from tests.conftest import random_features, random_whisper
 from whisper_mla import LatentCache, WhisperMLAForConditionalGeneration
 from whisper_mla.configuration import cache_size
 from whisper_mla.latent_cache import LatentLayer, LatentStaticLayer
+from whisper_mla.transformers_releases import CACHE
 
 pytestmark = pytest.mark.properties
 
@@ -88,7 +89,7 @@ def generate(model, features, example) -> tuple[torch.Tensor, LatentCache]:
 
     def keep(self, generation_config, model_kwargs, *args, **kwargs):
         prepare(self, generation_config, model_kwargs, *args, **kwargs)
-        made.append(model_kwargs["past_key_values"])
+        made.append(model_kwargs[CACHE])
 
     # Without the padding and end tokens, which Whisper cuts off, every sequence has the same length.
     way = {"num_beams": example["num_beams"], "max_new_tokens": NEW_TOKENS, "suppress_tokens": [0, 2]}

@@ -235,7 +235,7 @@ def test_refusals(tiny, tiny_statistics, tmp_path):
     with pytest.raises(ValueError, match="refit=True: needs method='fisher', with calibration audio, not sequential"):
         from_whisper(tiny, **arguments, refit=True, sequential=True)
     with pytest.raises(ValueError, match="with calibration audio, not method='joint_svd'"):
-        from_whisper(tiny, kv_rank=8, refit=True)
+        from_whisper(tiny, kv_rank=8, refit=True, method="joint_svd")
     with pytest.raises(ValueError, match="refit=True: needs calibration audio"):
         from_whisper(tiny, kv_rank=8, refit=True, method="fisher")
     with pytest.raises(ValueError, match="refit=True: could break max_kl"):
