@@ -68,8 +68,7 @@ def from_whisper(
         refit: fit the up projections of all decoder layers together to the stock model's predictions on the calibration
             audio, see `refit_jointly`; up to 50 times over it, forward with derivatives, forward and backward. None:
             where it is possible and lowers the KL divergence on held-out audio. True: in any case; needs
-            `method="fisher"`, a low rank in the decoder, and audio, which a statistics file has no more; not with
-            `max_kl`, which it could break.
+            `method="fisher"`, a low rank in the decoder, and audio (no statistics file); not with `max_kl`.
         sequential: find each latent on what the converted layers below deliver, and refit the up projections to it.
         force: go on with fewer calibration vectors than the ranks need, for methods that depend on them, and where more
             than 5 % of the stock model's own words change.

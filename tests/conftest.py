@@ -151,8 +151,8 @@ def encode_once():
         def encode(encoder, input_features, *rest, **named):
             if rest or encoder.training or named.get("output_attentions") or named.get("output_hidden_states"):
                 return forward(encoder, input_features, *rest, **named)
-            weight = encoder.conv1.weight
-            key = (weight.dtype, weight._version, tuple(input_features.shape), input_features.numpy(force=True).tobytes())
+            weight, shape = encoder.conv1.weight, tuple(input_features.shape)
+            key = (weight.dtype, weight._version, shape, input_features.numpy(force=True).tobytes())
             outputs = known.setdefault(encoder, {})
             if key not in outputs:
                 outputs[key] = forward(encoder, input_features, **named)

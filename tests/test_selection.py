@@ -62,7 +62,7 @@ def test_stages_are_markers_that_are_used():
     """Each is left out by default, marks tests, and has its command in CONTRIBUTING.md and its place in CI."""
     assert APART and set(APART) < set(MARKERS)
     marked = "\n".join(path.read_text(encoding="utf-8") for path in FILES)
-    assert set(re.findall(r"pytest\.mark\.(\w+)", marked)) <= {*MARKERS, "parametrize", *REASONS}
+    assert set(re.findall(r"pytest\.mark\.(\w+)", marked)) <= {*MARKERS, "parametrize", "usefixtures", *REASONS}
     contributing, ci = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), (ROOT / ".ci" / "run").read_text()
     for name in MARKERS:
         assert f"pytest.mark.{name}" in marked
