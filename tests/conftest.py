@@ -152,7 +152,8 @@ def encode_once():
             if rest or encoder.training or named.get("output_attentions") or named.get("output_hidden_states"):
                 return forward(encoder, input_features, *rest, **named)
             weight, shape = encoder.conv1.weight, tuple(input_features.shape)
-            key = (weight.dtype, weight._version, shape, input_features.numpy(force=True).tobytes())
+            content = input_features.contiguous().view(torch.uint8).numpy(force=True).tobytes()
+            key = (weight.dtype, weight._version, shape, content)
             outputs = known.setdefault(encoder, {})
             if key not in outputs:
                 outputs[key] = forward(encoder, input_features, **named)

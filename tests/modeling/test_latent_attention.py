@@ -33,12 +33,13 @@ def test_both_forms_give_the_logits_of_stock(digits, speech, force, conversion, 
     model = WhisperMLAForConditionalGeneration.from_whisper(digits, **CONVERSIONS[conversion])
     stock = model.to_whisper()
     model.set_attn_implementation(implementation)
-    tokens = torch.randint(0, 1800, (4, 9), generator=torch.Generator().manual_seed(0))
+    features = speech["input_features"][:2]
+    tokens = torch.randint(0, 1800, (2, 9), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected = stock(speech["input_features"], decoder_input_ids=tokens).logits
+        expected = stock(features, decoder_input_ids=tokens).logits
         for form in ("absorbed", "expanded"):
             force(form)
-            logits = model(speech["input_features"], decoder_input_ids=tokens).logits
+            logits = model(features, decoder_input_ids=tokens).logits
             assert (logits - expected).abs().max() < 1e-4, form
 
 

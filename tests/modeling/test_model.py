@@ -144,7 +144,7 @@ def test_names_in_the_state_dict(digits):
 
 
 def test_word_timestamps_leave_the_caller_free_to_reset_attention(exact, speech):
-    model = copy.deepcopy(exact)
+    model, speech = copy.deepcopy(exact), {name: tensor[:2] for name, tensor in speech.items()}
     model.generate(**speech, return_token_timestamps=True)
     assert model.config._attn_implementation == "eager"  # a habit of stock Whisper
     model.set_attn_implementation("sdpa")
@@ -153,13 +153,13 @@ def test_word_timestamps_leave_the_caller_free_to_reset_attention(exact, speech)
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_low_precision_checkpoints_run(digits_folder, speech, dtype, tmp_path):
-    model = WhisperMLAForConditionalGeneration.from_whisper(digits_folder, dtype=dtype, kv_rank=128)
+    model = WhisperMLAForConditionalGeneration.from_whisper(digits_folder, dtype=dtype, kv_rank=128, method="joint_svd")
     assert model.dtype == dtype
     model.save_pretrained(tmp_path)
     loaded = AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path, dtype="auto")
     assert loaded.dtype == dtype
     arguments = {**speech, "input_features": speech["input_features"].to(dtype)}
-    assert torch.equal(loaded.generate(**arguments), model.generate(**arguments))
+    assert torch.equal(loaded.generate(**arguments, max_new_tokens=12), model.generate(**arguments, max_new_tokens=12))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

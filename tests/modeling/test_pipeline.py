@@ -4,6 +4,8 @@ from transformers import pipeline
 
 from whisper_mla import WhisperMLAASRPipeline, WhisperMLAForConditionalGeneration
 
+pytestmark = pytest.mark.usefixtures("encode_once")
+
 
 @pytest.fixture(scope="module")
 def folder(digits, processor, tmp_path_factory):

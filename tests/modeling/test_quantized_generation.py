@@ -14,6 +14,8 @@ from tests.modeling.test_generation import WAYS, assert_same, generate, one
 from whisper_mla import WhisperMLAForCausalLM, WhisperMLAForConditionalGeneration
 from whisper_mla.latent_quantization import round_latent
 
+pytestmark = pytest.mark.usefixtures("encode_once")
+
 BITS = {"int8": 8, "int4": 4, None: None}
 
 
