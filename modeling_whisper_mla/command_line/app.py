@@ -1,4 +1,4 @@
-"""The command line: `whisper-mla convert | transcribe | evaluate | inspect | export | push | demo`."""
+"""The command line: `whisper-mla convert | transcribe | transcribe-many | evaluate | inspect | export | push | …`."""
 
 import functools
 import json
@@ -27,6 +27,7 @@ from .evaluate_command import evaluate
 from .push_command import push
 from .report_table import latents_table, quality_lines, record_lines
 from .transcribe_command import transcribe
+from .transcribe_many_command import transcribe_many_command
 
 app = typer.Typer(
     name="whisper-mla",
@@ -103,6 +104,13 @@ app.command(
     "[bold]Example:[/bold] whisper-mla transcribe whisper-small-mla talk.mp3 --timestamps segment --format srt "
     "--output-dir subtitles",
 )(one_clear_line(transcribe))
+
+app.command(
+    name="transcribe-many",
+    help="Transcribe many recordings, on one process or several (`accelerate launch -m whisper_mla transcribe-many`), "
+    "into one file of JSON lines. A run that was killed continues, and neither loses nor repeats a file.\n\n"
+    "[bold]Example:[/bold] whisper-mla transcribe-many whisper-small-mla recordings/ --output transcripts",
+)(one_clear_line(transcribe_many_command))
 
 command(
     "Upload a converted checkpoint to the Hub, with all that its folder holds, in one commit.",

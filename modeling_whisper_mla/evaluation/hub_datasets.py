@@ -185,6 +185,27 @@ def _loader(dataset: str, label: str, audio):
     raise ValueError(f"{dataset}: row {label} has no audio that can be read ({type(audio).__name__}).")
 
 
+def load_row_audio(dataset: str, label: str, audio) -> np.ndarray:
+    """The samples of one value of an audio column: encoded bytes, an array with its rate, or a path.
+
+    Args:
+        dataset, label: names of the dataset and the row, for errors.
+        audio: the value.
+
+    Returns:
+        numpy.ndarray: float32 `[samples]` at 16 kHz, one channel.
+
+    Raises:
+        AudioError: not audio that can be read.
+    """
+    try:
+        return _loader(dataset, label, audio)()
+    except AudioError:
+        raise
+    except ValueError as error:  # nothing there to read, or of an unknown rate
+        raise AudioError(str(error)) from error
+
+
 def _resample(samples: np.ndarray, rate: float, name: str) -> np.ndarray:
     if samples.ndim != 1 or not len(samples) or not np.isfinite(samples).all():
         raise AudioError(f"{name}: expected one channel of finite samples, at least one.")

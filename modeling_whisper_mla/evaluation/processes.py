@@ -1,4 +1,4 @@
-"""The processes of a run: one, or those that torchrun started."""
+"""The processes of a run: one, or those that `accelerate launch` or torchrun started."""
 
 import os
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as distributed
+from accelerate import PartialState
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Processes:
 
 @contextmanager
 def launched_processes() -> Iterator[Processes]:
-    """Join the processes of torchrun (read from its environment variables), or be the only one.
+    """Join the processes of `accelerate launch` or torchrun through Accelerate's `PartialState`, or be the only one.
 
     They exchange results through gloo on every device: what is sent is text. No model is synchronised.
     """
@@ -54,11 +55,12 @@ def launched_processes() -> Iterator[Processes]:
         yield Processes()
         return
     # One process can finish long before another.
-    distributed.init_process_group("gloo", timeout=timedelta(days=7))
+    state = PartialState(backend="gloo", timeout=timedelta(days=7))
     try:
-        yield Processes(distributed.get_rank(), distributed.get_world_size())
+        yield Processes(state.process_index, state.num_processes)
     finally:
-        distributed.destroy_process_group()
+        state.destroy_process_group()
+        PartialState._reset_state()
 
 
 def device_of_process(device: str | None) -> str | None:

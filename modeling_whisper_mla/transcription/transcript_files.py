@@ -31,7 +31,7 @@ def render(transcript: Transcript, file_format: str, audio: str = "", subtitles:
     """
     spans: list[Span] = [*(transcript.words or transcript.segments)]
     if file_format == "json":
-        content = _known({"audio": audio, **dataclasses.asdict(transcript)})
+        content = without_unknown({"audio": audio, **dataclasses.asdict(transcript)})
         return json.dumps(content, ensure_ascii=False, indent=2) + "\n"
     if file_format == "text":
         lines = [f"[{clock(span.start)} --> {clock(span.end)}] {_speaker(span)}{span.text}" for span in spans]
@@ -42,11 +42,11 @@ def render(transcript: Transcript, file_format: str, audio: str = "", subtitles:
     return _srt(found) if file_format == "srt" else _vtt(found)
 
 
-def _known(value):
-    """Without fields that are None because nobody asked for them: only the language may be unknown."""
+def without_unknown(value):
+    """What is written of a transcript: no fields that are None because nobody asked. Only the language may be None."""
     if isinstance(value, dict):
-        return {name: _known(one) for name, one in value.items() if one is not None or name == "language"}
-    return [_known(one) for one in value] if isinstance(value, list) else value
+        return {name: without_unknown(one) for name, one in value.items() if one is not None or name == "language"}
+    return [without_unknown(one) for one in value] if isinstance(value, list) else value
 
 
 def _speaker(span: Span | Cue) -> str:
