@@ -91,7 +91,7 @@ def from_whisper(
             weights are loaded.
     """
     started = time.monotonic()
-    fields = {"kv_rank": kv_rank, "cross_kv_rank": cross_kv_rank, "audio_kv_rank": audio_kv_rank}
+    fields: dict[str, Any] = {"kv_rank": kv_rank, "cross_kv_rank": cross_kv_rank, "audio_kv_rank": audio_kv_rank}
     fields |= {"cross_kv_shared": cross_kv_shared, "cross_cache": cross_cache}
     fields |= {"latent_dtype": latent_dtype, "latent_group_size": latent_group_size}
     budget = Budget(cache_cut, cache_bytes, max_kl, rank_multiple, min_rank, max_rank)

@@ -227,12 +227,12 @@ def measure(plan: Plan, model: WhisperMLAForConditionalGeneration, evidence: Evi
     if plan.bundled:
         quality = replace(quality, measured_on=MEASURED_ON)
     if evidence.stock_tokens is not None:
-        texts = [
+        expected, decoded = (
             plan.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
             for tokens in (evidence.stock_tokens, evidence.held_out.decode(running, same_encoder))
-        ]
-        quality = replace(quality, words=count_word_changes(*texts, plan.language))
-        if not any(texts[0]):
+        )
+        quality = replace(quality, words=count_word_changes(expected, decoded, plan.language))
+        if not any(expected):
             logger.warning(
                 f"The stock model finds no words on {quality.measured_on}: what the conversion loses is unknown."
             )

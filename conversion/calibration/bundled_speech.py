@@ -2,6 +2,7 @@
 
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
@@ -51,7 +52,7 @@ def read_bundled_speech(stock: PreTrainedModel, processor: ProcessorMixin) -> li
     return [Clip(clip.name, clip.samples) for clip in clips]
 
 
-def spoken(stock: PreTrainedModel) -> dict[str, str]:
+def spoken(stock: PreTrainedModel) -> dict[str, Any]:
     """The language and task of the bundled speech, as arguments of `generate`; an English-only model refuses them."""
     is_multilingual = getattr(stock.generation_config, "is_multilingual", False)
     return {"language": "en", "task": "transcribe"} if is_multilingual else {}

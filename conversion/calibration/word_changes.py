@@ -35,9 +35,9 @@ def count_word_changes(stock: Sequence[str], converted: Sequence[str], language:
         language: code or English name; None if unknown.
     """
     normalise = BasicTextNormalizer(split_letters=str(language).lower() in _WITHOUT_SPACES)
-    sides = [[" ".join(normalise(text).split()) for text in side] for side in (stock, converted)]
-    found = jiwer.process_words(*sides)
+    expected, told = ([" ".join(normalise(text).split()) for text in side] for side in (stock, converted))
+    found = jiwer.process_words(expected, told)
     words = found.hits + found.substitutions + found.deletions
     errors = found.substitutions + found.deletions + found.insertions
-    same = sum(a == b for a, b in zip(*sides, strict=True))
-    return WordChanges(errors / words if words else None, words, same, len(sides[0]))
+    same = sum(a == b for a, b in zip(expected, told, strict=True))
+    return WordChanges(errors / words if words else None, words, same, len(expected))

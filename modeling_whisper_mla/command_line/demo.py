@@ -71,7 +71,7 @@ def run_demo(console: Console) -> list[DemoRow]:
             console.print(f"Converting ({name}), saving, loading through the Auto classes, transcribing …")
             with written_aside(target) as aside:
                 # What is lost is measured on these clips: the model understands nothing else.
-                heard = {"calibration": list(audio)} if options else {}
+                heard: dict[str, Any] = {"calibration": list(audio)} if options else {}
                 from_whisper(source, dtype=torch.float32, **options, **heard).save_pretrained(aside)
                 processor.save_pretrained(aside)
             model = AutoModelForSpeechSeq2Seq.from_pretrained(target)
