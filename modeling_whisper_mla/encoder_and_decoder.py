@@ -4,7 +4,6 @@ Each class is the Transformers class of the same name without "MLA", with the at
 """
 
 import math
-from functools import wraps
 from typing import Any
 
 import torch
@@ -116,12 +115,10 @@ class WhisperMLAEncoder(WhisperMLAPreTrainedModel, WhisperEncoder):
         self.gradient_checkpointing = False
         self.post_init()
 
-    _stock_forward = strict_forward(WhisperEncoder.forward)
-
-    @wraps(WhisperEncoder.forward)
-    def forward(self, input_features, *args, **kwargs):
+    @strict_forward(like=WhisperEncoder.forward)
+    def forward(self, *, input_features: Tensor, **kwargs):
         # A feature extractor gives float32, which the convolutions of a half-precision model refuse.
-        return self._stock_forward(input_features.to(self.conv1.weight.dtype), *args, **kwargs)
+        return super().forward(input_features.to(self.conv1.weight.dtype), **kwargs)
 
 
 class WhisperMLADecoder(WhisperMLAPreTrainedModel, WhisperDecoder):
@@ -166,16 +163,13 @@ class WhisperMLADecoder(WhisperMLAPreTrainedModel, WhisperDecoder):
             return self.cross_kv_down_proj(encoder_hidden_states)
         return torch.cat([layer.encoder_attn.compress(encoder_hidden_states) for layer in self.layers], dim=-1)
 
-    @strict_forward
+    @strict_forward(like=WhisperDecoder.forward)
     @merge_with_config_defaults
     def forward(
         self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        *,
         encoder_hidden_states: Tensor | None = None,
         cache: EncoderDecoderCache | None = None,
-        inputs_embeds: Tensor | None = None,
-        position_ids: Tensor | None = None,
         use_cache: bool | None = None,
         encoder_states_are_latent: bool = False,
         **kwargs,
@@ -200,13 +194,5 @@ class WhisperMLADecoder(WhisperMLAPreTrainedModel, WhisperDecoder):
         is_plain = type(cache) is DynamicCache and cache.get_seq_length() == 0
         if use_cache and (cache is None or (is_plain and encoder_hidden_states is not None)):
             cache = LatentCache(self.config)
-        return super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            encoder_hidden_states=encoder_hidden_states,
-            **{CACHE: cache},
-            inputs_embeds=inputs_embeds,
-            position_ids=position_ids,
-            use_cache=use_cache,
-            **kwargs,
-        )
+        kwargs |= {CACHE: cache, "encoder_hidden_states": encoder_hidden_states, "use_cache": use_cache}
+        return super().forward(**kwargs)

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 from transformers import WhisperForCausalLM, WhisperForConditionalGeneration, WhisperModel
-from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperDecoderWrapper
 from transformers.utils import logging
@@ -17,7 +16,7 @@ from .encoder_and_decoder import WhisperMLADecoder, WhisperMLAEncoder, WhisperML
 from .freezing import TrainableParameters, freeze_except
 from .generation_whisper_mla import CrossLatentOutput, LatentCacheMixin, WhisperMLAGenerationMixin
 from .latent_quantization import quantize
-from .transformers_releases import CACHE, strict_forward
+from .transformers_releases import strict_forward
 
 logger = logging.get_logger(__name__)
 
@@ -31,36 +30,13 @@ class WhisperMLAModel(WhisperMLAPreTrainedModel, WhisperModel):
         self.decoder = WhisperMLADecoder(config)
         self.post_init()
 
-    @strict_forward
-    def forward(
-        self,
-        input_features: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        decoder_input_ids: Tensor | None = None,
-        decoder_attention_mask: Tensor | None = None,
-        encoder_outputs: BaseModelOutput | tuple | None = None,
-        cache: EncoderDecoderCache | None = None,
-        decoder_inputs_embeds: Tensor | None = None,
-        decoder_position_ids: Tensor | None = None,
-        use_cache: bool | None = None,
-        **kwargs,
-    ):
+    @strict_forward(like=WhisperModel.forward)
+    def forward(self, *, encoder_outputs: BaseModelOutput | tuple | None = None, **kwargs):
         """As `WhisperModel.forward`; `encoder_outputs` may hold fewer audios than there are decoder rows (see
         `WhisperMLADecoder.forward`) and may be what `compress_encoder_outputs` returned."""
         if isinstance(encoder_outputs, CrossLatentOutput):
             kwargs["encoder_states_are_latent"] = True
-        return super().forward(
-            input_features,
-            attention_mask=attention_mask,
-            decoder_input_ids=decoder_input_ids,
-            decoder_attention_mask=decoder_attention_mask,
-            encoder_outputs=encoder_outputs,
-            **{CACHE: cache},
-            decoder_inputs_embeds=decoder_inputs_embeds,
-            decoder_position_ids=decoder_position_ids,
-            use_cache=use_cache,
-            **kwargs,
-        )
+        return super().forward(encoder_outputs=encoder_outputs, **kwargs)
 
 
 class WhisperMLAForConditionalGeneration(
@@ -78,23 +54,9 @@ class WhisperMLAForConditionalGeneration(
         self.max_target_positions = config.max_target_positions
         self.post_init()
 
-    @strict_forward
+    @strict_forward(like=WhisperForConditionalGeneration.forward)
     @can_return_tuple
-    def forward(
-        self,
-        input_features: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        decoder_input_ids: Tensor | None = None,
-        decoder_attention_mask: Tensor | None = None,
-        encoder_outputs: BaseModelOutput | tuple | None = None,
-        cache: EncoderDecoderCache | None = None,
-        decoder_inputs_embeds: Tensor | None = None,
-        decoder_position_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        num_items_in_batch: Tensor | int | None = None,
-        **kwargs,
-    ):
+    def forward(self, *, labels: Tensor | None = None, num_items_in_batch: Tensor | int | None = None, **kwargs):
         """As `WhisperForConditionalGeneration.forward`.
 
         Args:
@@ -102,20 +64,7 @@ class WhisperMLAForConditionalGeneration(
             num_items_in_batch: labels of the whole batch of an optimiser step, over accumulation steps and processes.
                 The loss is then the sum over this call's labels divided by it, so that the parts add up to the mean.
         """
-        outputs = super().forward(
-            input_features,
-            attention_mask=attention_mask,
-            decoder_input_ids=decoder_input_ids,
-            decoder_attention_mask=decoder_attention_mask,
-            encoder_outputs=encoder_outputs,
-            **{CACHE: cache},
-            decoder_inputs_embeds=decoder_inputs_embeds,
-            decoder_position_ids=decoder_position_ids,
-            labels=labels,
-            use_cache=use_cache,
-            return_dict=True,
-            **kwargs,
-        )
+        outputs = super().forward(labels=labels, return_dict=True, **kwargs)
         if labels is not None and num_items_in_batch is not None:
             outputs.loss = outputs.loss * (labels.ne(-100).sum().to(outputs.loss.device) / num_items_in_batch)
         return outputs

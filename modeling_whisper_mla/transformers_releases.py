@@ -8,7 +8,7 @@ Differences are recognised by what is there, not by version numbers:
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import transformers
@@ -62,25 +62,35 @@ def with_cache_name(arguments: dict[str, Any], name: str) -> dict[str, Any]:
     return arguments
 
 
-def strict_forward(forward: Callable) -> Callable:
+def strict_forward(forward: Callable | None = None, *, like: Callable | None = None) -> Callable:
     """A forward that knows its keywords: the cache under either name, and nothing that would be ignored.
 
     Whisper's forwards take `**kwargs` and hand them down to attention, where a name that nobody knows is lost without
     a word. A release of Transformers that renames an argument would then change the tokens.
 
     Args:
-        forward: a method; its named parameters are the known keywords.
+        forward: a method; its named parameters are the known keywords. Left out: returns a decorator.
+        like: the stock forward that `forward` overrides, naming only what it needs; the parameters of both are known,
+            and positional arguments are those of `like`.
 
     Returns:
         Callable: the method with the same signature. It raises `TypeError` for an unknown keyword, named together with
         the Transformers version, and for a cache given under both names.
     """
-    parameters = inspect.signature(forward).parameters
-    cache = next((name for name in _CACHE_NAMES if name in parameters), None)
-    known = _HANDED_DOWN | {name for name in parameters if name != "kwargs"}
+    if forward is None:
+        return functools.partial(strict_forward, like=like)
+    own = inspect.signature(forward).parameters
+    signature = _joined(inspect.signature(like), own) if like else inspect.signature(forward)
+    names = [name for name in signature.parameters if name not in ("self", "kwargs")]
+    cache = next((name for name in _CACHE_NAMES if name in own or name in names), None)
+    known = _HANDED_DOWN | {*names, cache}
 
     @functools.wraps(forward)
     def checked(self, *args, **kwargs):
+        if like is not None:
+            if len(args) > len(names):
+                raise TypeError(f"{type(self).__name__}.forward() takes {len(names)} arguments, not {len(args)}.")
+            args, kwargs = (), dict(zip(names, args, strict=False), **kwargs)
         if cache is not None:
             kwargs = with_cache_name(kwargs, cache)
         for name in kwargs:
@@ -91,4 +101,14 @@ def strict_forward(forward: Callable) -> Callable:
                 )
         return forward(self, *args, **kwargs)
 
+    checked.__signature__ = signature  # type: ignore[attr-defined]
     return checked
+
+
+def _joined(stock: inspect.Signature, own: Mapping[str, inspect.Parameter]) -> inspect.Signature:
+    """The signature of a stock forward with the parameters that an override adds."""
+    *parameters, rest = stock.parameters.values()
+    for name, parameter in own.items():
+        if name not in (*stock.parameters, *_CACHE_NAMES):
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+    return stock.replace(parameters=[*parameters, rest])
