@@ -91,7 +91,7 @@ class Plan:
             ValueError: an unknown method, option or argument, a rank out of range or of wrong length, or arguments
                 that do not go together.
         """
-        may_stand_in = method is None and "preserved_key_dims" not in others
+        may_stand_in = method is None and not {"preserved_key_dims", "preserved_key_selection"} & others.keys()
         method = method or ("fisher" if may_stand_in else "joint_svd")
         if calibration is None and may_stand_in and not arguments["sequential"] and not arguments["refit"]:
             calibration = BUNDLED if budget.max_kl is None else None
@@ -224,6 +224,11 @@ _REFUSALS = (
         lambda plan: plan.budget.is_given and plan.options.get("preserved_key_dims"),
         ConversionError,
         "preserved_key_dims needs given ranks (kv_rank): leave out the budget.",
+    ),
+    _Refusal(
+        lambda plan: plan.options.get("preserved_key_selection") and not plan.options.get("preserved_key_dims"),
+        ValueError,
+        "preserved_key_selection={plan.options[preserved_key_selection]!r} needs preserved_key_dims.",
     ),
     _Refusal(
         lambda plan: (

@@ -104,11 +104,13 @@ def convert(
     min_rank: Annotated[int | None, typer.Option(help="Lower bound of chosen ranks.")] = None,
     max_rank: Annotated[int | None, typer.Option(help="Upper bound of chosen ranks.")] = None,
     preserved_key_dims: Annotated[
-        int, typer.Option(help="joint_svd: key dimensions kept exactly in every head (the paper's initialisation).")
-    ] = 0,
+        int | None,
+        typer.Option(help="joint_svd: key dimensions kept exactly in every head (the paper's initialisation)."),
+    ] = None,
     preserved_key_selection: Annotated[
-        Literal["uniform", "2-norm"], typer.Option(help="joint_svd: which key dimensions are kept.")
-    ] = "uniform",
+        Literal["uniform", "2-norm"] | None,
+        typer.Option(help="joint_svd: which key dimensions are kept; default: uniform."),
+    ] = None,
     refit: Annotated[
         bool | None,
         typer.Option(
@@ -135,10 +137,6 @@ def convert(
     revision: Revision = None,
     overwrite: Overwrite = False,
 ):
-    if (preserved_key_dims or preserved_key_selection != "uniform") and method not in (None, "joint_svd"):
-        raise typer.BadParameter("--preserved-key-dims and --preserved-key-selection belong to --method joint_svd.")
-    if preserved_key_selection != "uniform" and not preserved_key_dims:
-        raise typer.BadParameter("--preserved-key-selection needs --preserved-key-dims.")
     arguments: dict[str, Any] = {
         "kv_rank": ranks(kv_rank, "--kv-rank"),
         "cross_kv_rank": ranks(cross_kv_rank, "--cross-kv-rank"),
@@ -146,7 +144,7 @@ def convert(
         "audio_kv_rank": ranks(audio_kv_rank, "--audio-kv-rank"),
         "cross_cache": cross_cache,
         "latent_dtype": dtypes(latent_dtype),
-        "method": "joint_svd" if preserved_key_dims else method,
+        "method": method,
         "calibration": calibration_argument(calibration),
         "language": language,
         "cache_cut": cache_cut,
@@ -159,8 +157,8 @@ def convert(
         "sequential": sequential,
         "force": force,
     }
-    if preserved_key_dims:
-        arguments |= {"preserved_key_dims": preserved_key_dims, "preserved_key_selection": preserved_key_selection}
+    options = {"preserved_key_dims": preserved_key_dims, "preserved_key_selection": preserved_key_selection}
+    arguments |= {name: value for name, value in options.items() if value is not None}
     check_target(target, overwrite, source)
     limit = shard_size(max_shard_size)
     hub: dict[str, Any] = {} if revision is None else {"revision": revision}

@@ -33,6 +33,7 @@ REFUSED = [
     ({"cache_cut": 0.9, "kv_rank": 8, "cross_kv_rank": 8}, "A budget chooses kv_rank, cross_kv_rank, or both"),
     ({"cache_cut": 0.9, "latent_dtype": "int4"}, "A budget chooses ranks of latents that are not rounded"),
     ({"cache_cut": 0.9, "preserved_key_dims": 1}, "preserved_key_dims needs given ranks"),
+    ({"kv_rank": 8, "preserved_key_selection": "2-norm"}, "needs preserved_key_dims"),
     ({"calibration": "nowhere"}, "calibration: has nothing to calibrate"),
     ({"kv_rank": 8, "refit": True, "method": "fisher"}, "refit=True: needs calibration audio"),
     ({"kv_rank": 8, "method": "attention"}, "method='attention' needs calibration audio or a statistics file"),
@@ -61,8 +62,8 @@ def test_what_a_plan_says(config_alone):
     assert (plan.method, plan.options, plan.loading) == ("joint_svd", {"preserved_key_dims": 1}, {"dtype": "float32"})
     assert not plan.needs_moments and not plan.may_refit and plan.calibration is None
     for options, needed in (
-        ({"preserved_key_selection": "2-norm"}, True),
-        ({"preserved_key_selection": "uniform"}, False),
+        ({"preserved_key_dims": 1, "preserved_key_selection": "2-norm"}, True),
+        ({"preserved_key_dims": 1, "preserved_key_selection": "uniform"}, False),
     ):
         samples = [np.zeros(16_000, dtype=np.float32)]
         plan = plan_for(config_alone, method="joint_svd", options=options, calibration=samples, processor="given")
