@@ -26,9 +26,11 @@ def to_whisper(model: WhisperMLAForConditionalGeneration) -> WhisperForCondition
         WhisperForConditionalGeneration: in evaluation mode, with the model's dtype, device and generation config.
 
     Raises:
-        ConversionError: a projection of an attention is not a plain `nn.Linear` (an adapter, a quantised or offloaded
-            module).
+        ConversionError: the weights are quantised, or a projection of an attention is not a plain `nn.Linear` (an
+            adapter, a quantised or offloaded module).
     """
+    if getattr(model, "hf_quantizer", None) is not None:
+        raise ConversionError("model: its weights are quantised. Load the checkpoint that they were made from.")
     if any(model.config.latent_dtypes):
         logger.warning(
             f"latent_dtype={model.config.latent_dtype!r}: the rounding of latents happens in the cache and not in the "

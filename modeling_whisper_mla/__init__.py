@@ -4,6 +4,7 @@ Importing this package registers the model type `whisper_mla` with the Auto clas
 """
 
 from .configuration import WhisperMLAConfig
+from .int8_weights import Int8WeightsConfig, quantize_weights
 from .latent_cache import LatentCache
 from .modeling_whisper_mla import (
     WhisperMLAForCausalLM,
@@ -18,6 +19,7 @@ from .version import __version__
 register()
 
 __all__ = [
+    "Int8WeightsConfig",
     "LatentCache",
     "WhisperMLAASRPipeline",
     "WhisperMLAConfig",
@@ -26,5 +28,6 @@ __all__ = [
     "WhisperMLAModel",
     "WhisperMLAPreTrainedModel",
     "__version__",
+    "quantize_weights",
     "register",
 ]

@@ -21,10 +21,13 @@ from transformers.utils.generic import merge_with_config_defaults
 
 from .configuration.configuration_whisper_mla import WhisperMLAConfig
 from .hub.saved_folder import SavedFolderMixin
+from .int8_weights import register_int8_weights
 from .latent_attention import WhisperMLAAttention
 from .latent_cache import LatentCache
 from .latent_quantization import dequantize, round_latent
 from .transformers_releases import CACHE, strict_forward
+
+register_int8_weights()  # before a config.json that names the method is acted upon
 
 
 class WhisperMLAEncoderLayer(WhisperEncoderLayer):

@@ -70,6 +70,9 @@ def transcribe(
     resume: Annotated[bool, typer.Option("--resume", help="Skip audio whose transcript is in OUTPUT_DIR.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, …; default: an accelerator if any.")] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Default: float32 on the CPU, else the checkpoint's.")] = None,
+    weights: Annotated[
+        Literal["int8"] | None, typer.Option(help="Round weights to 8 bits on loading: faster on CPUs.")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Of a Hub checkpoint.", show_default=False)] = None,
 ):
     needs_times = file_format in TIMED
@@ -101,7 +104,7 @@ def transcribe(
     if not work:
         return
     detector = VoiceActivityDetector(vad_threshold) if vad else None
-    loaded, processor = load_for_transcription(model, device, dtype, revision)
+    loaded, processor = load_for_transcription(model, device, dtype, revision, weights)
     if loaded.config.model_type == "whisper":
         console.note(f"Note: {model} is a stock Whisper; its cache is not latent.")
     transcriber = Transcriber(loaded, processor, language, task, timestamps, num_beams, options)

@@ -28,6 +28,8 @@ SOURCE_FILES = (
     "latent_attention.py",
     "latent_quantization.py",
     "latent_cache.py",
+    "int8_linear.py",
+    "int8_weights.py",
     "freezing.py",
     "self_check.py",
     "generation_whisper_mla.py",

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from transformers import AutoConfig, AutoModelForSpeechSeq2Seq, AutoProcessor, pipeline
 
-from whisper_mla import WhisperMLAForConditionalGeneration
+from whisper_mla import WhisperMLAForConditionalGeneration, quantize_weights
 from whisper_mla.hub.remote_code import SOURCE_FILES, flatten_imports
 from whisper_mla.version import __version__
 
@@ -53,11 +53,12 @@ json.dump(found, open(output, "w"))
 
 @pytest.fixture(scope="module")
 def folders(digits, processor, tmp_path_factory) -> list[Path]:
-    """An exact and a low-rank, rounded checkpoint, with processor and code."""
+    """An exact and a low-rank, rounded checkpoint (latents and weights), with processor and code."""
     found = []
     for name, ranks in {"exact": {}, "low-rank": {"kv_rank": 64, "cross_kv_rank": 96, "latent_dtype": "int8"}}.items():
         folder = tmp_path_factory.mktemp("checkpoints") / name
-        WhisperMLAForConditionalGeneration.from_whisper(digits, **ranks).save_pretrained(folder)
+        model = WhisperMLAForConditionalGeneration.from_whisper(digits, **ranks)
+        (quantize_weights(model) if ranks else model).save_pretrained(folder)
         processor.save_pretrained(folder)
         found.append(folder)
     return found
