@@ -25,6 +25,7 @@ from .int8_weights import register_int8_weights
 from .latent_attention import WhisperMLAAttention
 from .latent_cache import LatentCache
 from .latent_quantization import dequantize, round_latent
+from .token_times import AlignmentHeads
 from .transformers_releases import CACHE, strict_forward
 
 register_int8_weights()  # before a config.json that names the method is acted upon
@@ -120,6 +121,8 @@ class WhisperMLAEncoder(WhisperMLAPreTrainedModel, WhisperEncoder):
 
     @strict_forward(like=WhisperEncoder.forward)
     def forward(self, *, input_features: Tensor, **kwargs):
+        if isinstance(kwargs.get("output_attentions"), AlignmentHeads):
+            kwargs["output_attentions"] = False  # those are the decoder's
         # A feature extractor gives float32, which the convolutions of a half-precision model refuse.
         return super().forward(input_features.to(self.conv1.weight.dtype), **kwargs)
 

@@ -9,6 +9,7 @@ from transformers.models.whisper.generation_whisper import WhisperGenerationMixi
 
 from .latent_cache import LatentCache
 from .self_check import check_release
+from .token_times import AlignmentHeads, TokenTimesMixin
 from .transformers_releases import CACHE, ENCODER_STEP, NOT_FOR_FORWARDS, with_cache_name
 
 
@@ -46,7 +47,7 @@ class LatentCacheMixin:
             model_kwargs[CACHE] = LatentCache.like(cache, self.config)
 
 
-class WhisperMLAGenerationMixin(LatentCacheMixin, WhisperGenerationMixin):
+class WhisperMLAGenerationMixin(LatentCacheMixin, TokenTimesMixin, WhisperGenerationMixin):
     """Whisper's generation with the latents of each audio held once, whatever the number of hypotheses."""
 
     def _prepare_decoder_input_ids_for_generation(self, batch_size, model_input_name, model_kwargs, *args, **kwargs):
@@ -58,6 +59,7 @@ class WhisperMLAGenerationMixin(LatentCacheMixin, WhisperGenerationMixin):
         )
 
     def _expand_variables_for_generation(self, *args, generation_config, **kwargs):
+        self._keep_attention(generation_config)
         # Whisper repeats the audio for several returned sequences and then forgets how often.
         copies = generation_config.num_return_sequences or 1
         expanded = super()._expand_variables_for_generation(*args, generation_config=generation_config, **kwargs)
@@ -76,7 +78,10 @@ class WhisperMLAGenerationMixin(LatentCacheMixin, WhisperGenerationMixin):
         returned for every sequence.
         """
         copies = getattr(generation_config, "audio_copies", 1)
-        wants_states = generation_config.output_attentions or generation_config.output_hidden_states
+        attentions = generation_config.output_attentions
+        wants_states = generation_config.output_hidden_states or (
+            attentions and not isinstance(attentions, AlignmentHeads)
+        )
         if self.config.cross_cache != "latent" or copies == 1 or wants_states or inputs_tensor.shape[0] % copies:
             return inputs_tensor
         groups = inputs_tensor.unflatten(0, (-1, copies))

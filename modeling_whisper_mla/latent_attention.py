@@ -7,6 +7,7 @@ from transformers.models.whisper.modeling_whisper import WhisperAttention, eager
 
 from .absorbed_attention import absorb_query, attend, expand_output
 from .latent_quantization import dequantize, quantize, round_latent
+from .token_times import AlignmentHeads
 from .transformers_releases import strict_forward
 
 
@@ -80,7 +81,7 @@ class WhisperMLAAttention(WhisperAttention):
         key_value_states: Tensor | None = None,
         cache: Cache | None = None,
         attention_mask: Tensor | None = None,
-        output_attentions: bool = False,
+        output_attentions: bool | AlignmentHeads = False,
         **kwargs,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend, to the past and present of `hidden_states`, or to `key_value_states` in cross-attention.
@@ -92,11 +93,12 @@ class WhisperMLAAttention(WhisperAttention):
             cache: any Transformers cache, also by its older name past_key_values; this layer's latents go
                 to its keys, its values stay zero-width.
             attention_mask: `[batch, 1, T, positions]` as prepared by Transformers for self-attention, or None.
-            output_attentions: passed on to the attention function.
+            output_attentions: passed on to the attention function; or the heads of which cross-attention is to
+                return the weights, with any attention function.
 
         Returns:
             tuple: the output `[batch, T, embed_dim]`, and the attention weights `[batch, heads, T, positions]` with
-            eager attention, else None.
+            eager attention, else None; or those of the heads asked for, in float32, None where there are none.
 
         Raises:
             ValueError: `batch` is not a multiple of `audios`.
@@ -118,12 +120,19 @@ class WhisperMLAAttention(WhisperAttention):
             elif self.latent_bits is not None:
                 latent = round_latent(latent, self.latent_bits, self.config.latent_group_size)
 
+        chosen = None
+        if isinstance(output_attentions, AlignmentHeads):
+            chosen = output_attentions.of_layer(self.layer_idx) if key_value_states is not None else []
+            output_attentions = False
+
         rows, num_queries = hidden_states.shape[:2]
         # Whisper scales the query before attention, which matters in low precision.
         query = (self.q_proj(hidden_states) * self.scaling).view(rows, num_queries, -1, self.head_dim).transpose(1, 2)
         attention = self._absorbed if self.uses_absorbed_form(num_queries) else self._expanded
         output, weights = attention(query, latent, attention_mask, output_attentions=output_attentions, **kwargs)
         output = self.out_proj(output).view(batch, length, -1)
+        if chosen is not None:
+            weights = self._weights(query, latent, chosen) if chosen else None
         if weights is not None and rows != batch:
             weights = weights.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)
         return output, weights
@@ -134,6 +143,17 @@ class WhisperMLAAttention(WhisperAttention):
         stored = latent if bits is None else quantize(latent, bits, group_size)
         stored, _ = cache.update(stored[:, None], stored[:, None, :, :0], self.layer_idx)
         return stored[:, 0] if bits is None else dequantize(stored[:, 0], self.rank, bits, group_size, dtype)
+
+    def _weights(self, query: Tensor, latent: Tensor, heads: list[int]) -> Tensor:
+        """Attention weights of some heads: float32 `[rows, len(heads), T, positions]`."""
+        query = query[:, heads]
+        if is_plain_linear(self.k_proj):
+            weight = self.k_proj.weight.unflatten(0, (-1, self.head_dim))[heads].flatten(0, 1)
+            scores = absorb_query(query, weight) @ latent[:, None].transpose(2, 3)
+        else:
+            key = self.k_proj(latent).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            scores = query @ key[:, heads].transpose(2, 3)
+        return scores.float().softmax(dim=-1)
 
     def _absorbed(self, query: Tensor, latent: Tensor, attention_mask, **kwargs) -> tuple[Tensor, Tensor | None]:
         eager = self.config._attn_implementation in (None, "eager")

@@ -7,7 +7,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import PreTrainedModel
 
-from whisper_mla.configuration import cache_size
+from whisper_mla.evaluation.memory import Setting, memory_of
 
 # Larger batches wait longer for their longest text than they save, above all where arithmetic is the limit.
 MOST_ON_CPU, MOST_ON_ACCELERATOR = 16, 64
@@ -16,22 +16,15 @@ PLANNED = 0.5
 
 
 def bytes_of_a_stream(model: PreTrainedModel, num_beams: int = 1) -> int:
-    """Bytes that one more recording in a batch takes, estimated from the configuration.
-
-    Counted are the decode cache of the longest text, the widest layer of the encoder with its input and residuals, the
-    mel spectrogram, and the scores of all tokens with their copies in the processors of scores.
+    """Bytes that one more recording in a batch takes, computed from the configuration.
 
     Args:
         model: a stock Whisper or a Whisper-MLA model.
         num_beams: hypotheses per recording.
     """
-    config, item = model.config, model.dtype.itemsize
-    frames = config.max_source_positions
-    cache = cache_size(config, 1, config.max_target_positions, num_beams, item).total
-    encoder = frames * (8 * config.d_model + 2 * config.encoder_ffn_dim) * item
-    spectrogram = 2 * frames * config.num_mel_bins * (4 + item)
-    scores = num_beams * config.vocab_size * (item + 4 * 4)
-    return cache + encoder + spectrogram + scores
+    config = model.config
+    found = memory_of(config, Setting(1, config.max_target_positions, num_beams, model.dtype.itemsize))
+    return found.cache + found.work
 
 
 def free_bytes(device: torch.device) -> int:

@@ -1,4 +1,4 @@
-"""The command line: `whisper-mla convert | transcribe | transcribe-many | evaluate | inspect | export | push | …`."""
+"""The command line: `whisper-mla convert | transcribe | transcribe-many | evaluate | inspect | benchmark | …`."""
 
 import functools
 import json
@@ -20,6 +20,7 @@ from whisper_mla.hub.checkpoint_folder import check_target, written_aside
 from whisper_mla.hub.conversion_record import RECORD_NAME, read_conversion_record
 
 from . import console
+from .benchmark_command import memory
 from .cache_table import cache_report, cache_table, describe_ranks
 from .convert_command import Dtype, Overwrite, Revision, Source, Target, calibrate_command, convert
 from .demo import run_demo
@@ -123,6 +124,15 @@ command(
     "the same utterances.",
     "whisper-mla evaluate openai/whisper-small whisper-small-mla --dataset librispeech-clean --output results",
 )(evaluate)
+
+
+benchmark = typer.Typer(no_args_is_help=True, help="Measure and compute what a model takes, stock beside converted.")
+app.add_typer(benchmark, name="benchmark")
+benchmark.command(
+    name="memory",
+    help="Memory of decoding, stock beside converted: computed, and measured in fresh processes.\n\n"
+    "[bold]Example:[/bold] whisper-mla benchmark memory small --what-fits 24GB",
+)(one_clear_line(memory))
 
 
 @command(

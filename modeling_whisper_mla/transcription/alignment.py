@@ -1,16 +1,15 @@
 """When each token was spoken: dynamic time warping over the cross-attention of the alignment heads.
 
-Whisper's method (https://github.com/openai/whisper, timing.py), with Transformers' own warping and median filter. It
-runs on the finished tokens of one window, so that neither beams nor other audio of a batch matter, and in float32,
-whatever the model's precision.
+The method of `whisper_mla.token_times`, on the finished tokens of one window, so that neither beams nor other audio of
+a batch matter, and in float32, whatever the model's precision.
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.models.whisper.generation_whisper import _dynamic_time_warping, _median_filter
+
+from whisper_mla.token_times import AlignmentHeads, alignment_matrix, warped_times
 
 from .timestamp_tokens import SECONDS
 
@@ -40,41 +39,20 @@ def token_end_times(
     return [*times, times[-1]]
 
 
-def alignment_matrix(attention: Tensor, filter_width: int) -> Tensor:
-    """Normalise each head over the tokens, smooth over the frames, and average the heads.
-
-    Args:
-        attention: `[heads, tokens, frames]`.
-        filter_width: frames of the median filter, odd.
-
-    Returns:
-        Tensor: float32 `[tokens, frames]`, finite: a frame to which all tokens attend alike tells nothing, and is 0.
-    """
-    attention = attention.float()
-    deviation, mean = torch.std_mean(attention, dim=-2, keepdim=True, unbiased=False)
-    normalised = torch.nan_to_num((attention - mean) / deviation, nan=0.0, posinf=0.0, neginf=0.0)
-    return _median_filter(normalised[None], filter_width)[0].mean(dim=0)
-
-
-def warped_times(matrix: Tensor) -> list[float]:
-    """The time at which the cheapest path enters each row of `matrix` `[tokens, frames]`, in seconds."""
-    rows, frames = _dynamic_time_warping(-matrix.cpu().double().numpy())
-    enters = np.pad(np.diff(rows), (1, 0), constant_values=1).astype(bool)
-    return (frames[enters] * SECONDS).tolist()
-
-
 def _cross_attention(model: PreTrainedModel, encoded: Tensor, tokens: list[int]) -> Tensor:
     """Weights of the alignment heads for `tokens`, `[heads, tokens, frames]`."""
+    heads = AlignmentHeads(tuple(pair) for pair in model.generation_config.alignment_heads)  # type: ignore[attr-defined]
+    arguments = {
+        "encoder_outputs": BaseModelOutput(last_hidden_state=encoded),
+        "decoder_input_ids": torch.tensor([tokens], device=encoded.device),
+        "use_cache": False,
+    }
+    if getattr(model.config, "cross_cache", None) == "latent":
+        return heads.rows([model(**arguments, output_attentions=heads).cross_attentions], [0])
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")  # the others do not give the weights
     try:
-        weights = model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
-            decoder_input_ids=torch.tensor([tokens], device=encoded.device),
-            output_attentions=True,
-            use_cache=False,
-        ).cross_attentions
+        weights = model(**arguments, output_attentions=True).cross_attentions
     finally:
         model.set_attn_implementation(before)
-    heads = model.generation_config.alignment_heads  # type: ignore[attr-defined]  # Whisper's own field
     return torch.stack([weights[layer][0, head] for layer, head in heads])

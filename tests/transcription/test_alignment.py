@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import pipeline
 
-from whisper_mla.transcription.alignment import alignment_matrix, warped_times
+from whisper_mla.token_times import alignment_matrix, warped_times
 from whisper_mla.transcription.fallback import NO_FALLBACK
 from whisper_mla.transcription.transcriber import Transcriber
 from whisper_mla.transcription.word_times import word_spans
