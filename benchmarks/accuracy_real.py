@@ -50,6 +50,10 @@ def jobs(width: int) -> dict[str, dict]:
         "fisher, kv_rank d/4": {"kv_rank": quarter, **CALIBRATED},
         "fisher, kv_rank d/4, int4": {"kv_rank": quarter, "latent_dtype": "int4", **CALIBRATED},
         "fisher, cross_kv_rank d/2": {"cross_kv_rank": half, **CALIBRATED},
+        **{
+            f"ranks and bits chosen, cache_cut {cut}": {"cache_cut": cut, "latent_dtype": "auto"}
+            for cut in (0.93, 0.95, 0.96, 0.97)
+        },
         "joint_svd, kv_rank d/2": {"kv_rank": half, **BY_WEIGHTS},
         "joint_svd, kv_rank d/4": {"kv_rank": quarter, **BY_WEIGHTS},
         "the paper's initialisation, kv_rank d/4": {
@@ -133,7 +137,8 @@ def run(model_folder: Path, data: Path, language: str, partial: Path, every: int
         if arguments is None:
             model = stock
         else:
-            calibration = {}
+            # Ranks and bits are chosen on the speech that comes with the package, for which a processor is needed.
+            calibration = {"processor": processor} if "cache_cut" in arguments else {}
             if arguments.get("method") == NEEDS_CALIBRATION:
                 if not statistics.exists():
                     clips = data / "calibration"

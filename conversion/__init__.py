@@ -8,12 +8,14 @@ from .errors import ConversionError
 from .from_whisper import from_whisper
 from .methods import METHODS
 from .methods.factors import Factors
+from .presets import PRESETS
 from .report.report import write_report
 from .source.latent_weights import LatentWeights
 from .to_whisper import to_whisper
 
 __all__ = [
     "METHODS",
+    "PRESETS",
     "ConversionError",
     "Factors",
     "LatentWeights",

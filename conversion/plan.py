@@ -24,6 +24,8 @@ logger = logging.get_logger(__name__)
 
 # Calibration audio: the speech that comes with the package.
 BUNDLED = "bundled speech"
+# Of `latent_dtype`: a budget chooses it together with the ranks. Until then a plan has the smallest.
+CHOSEN = "auto"
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Plan:
         force: go on with too few vectors of calibration, and with too large a loss.
         loading: keyword arguments of `from_pretrained` of the source.
         bundled: whether calibration is the bundled speech.
+        chooses_rounding: whether the budget chooses `latent_dtype` too.
     """
 
     source: str | os.PathLike | PreTrainedModel
@@ -61,6 +64,7 @@ class Plan:
     force: bool
     loading: dict[str, Any]
     bundled: bool = False
+    chooses_rounding: bool = False
 
     @classmethod
     def from_arguments(
@@ -100,6 +104,8 @@ class Plan:
         loading = dict(others)
         options = method_options(method, loading)
         fields = {"method": method, "options": options, "calibration": calibration, "loading": loading}
+        if latent_fields.get("latent_dtype") == CHOSEN:
+            latent_fields, fields["chooses_rounding"] = {**latent_fields, "latent_dtype": "int4"}, True
         plan = cls(source, latent_fields, budget, **fields, **arguments)
         budget.check()
         for refusal in _REFUSALS:
@@ -216,9 +222,9 @@ _REFUSALS = (
         "A budget chooses kv_rank, cross_kv_rank, or both: give one of them at most.",
     ),
     _Refusal(
-        lambda plan: plan.budget.is_given and plan.latent_fields.get("latent_dtype") is not None,
-        ConversionError,
-        "A budget chooses ranks of latents that are not rounded: leave out latent_dtype.",
+        lambda plan: plan.chooses_rounding and not plan.budget.is_given,
+        ValueError,
+        "latent_dtype='auto' is chosen under a budget: give cache_cut, cache_bytes or max_kl, or a dtype.",
     ),
     _Refusal(
         lambda plan: plan.budget.is_given and plan.options.get("preserved_key_dims"),

@@ -45,7 +45,7 @@ class Goal:
     config: WhisperMLAConfig
     latents: list[Latent]
     free: list[Latent]
-    spendable: int | None
+    spendable: float | None
 
     @property
     def low_rank(self) -> list[Latent]:
@@ -114,7 +114,7 @@ def set_goal(plan: Plan, stock: WhisperForConditionalGeneration) -> Goal:
     free = [latent for latent in latents if latent.positions and given[latent.is_cross] is None]
     size = stock.dtype.itemsize
     stock_bytes = cache_size(stock.config, positions=config.max_target_positions, bytes_per_value=size).total
-    fixed = sum(latent.rank * latent.positions * size for latent in latents if latent not in free)
+    fixed = sum(latent.rank * latent.bytes_per_rank(size) for latent in latents if latent not in free)
     return Goal(config, latents, free, plan.budget.bytes_for(free, config.d_model, stock_bytes, fixed, size))
 
 

@@ -1,5 +1,6 @@
 """A budget of cache bytes or of quality, as a user states it."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,24 +56,26 @@ class Budget:
             if value is not None and not given:
                 raise ConversionError(f"{name}={value!r}: only with cache_cut, cache_bytes or max_kl.")
 
-    def multiple(self, width: int) -> int:
-        """What ranks of a model of `width` are multiples of."""
-        return self.rank_multiple or (16 if width >= 512 else 4)
+    def multiple(self, width: int, latent: Latent | None = None) -> int:
+        """What ranks in a model of `width` are multiples of: for a rounded latent, of its groups too."""
+        multiple = self.rank_multiple or (16 if width >= 512 else 4)
+        return multiple if latent is None or latent.bits is None else math.lcm(multiple, latent.group_size)
 
-    def ranks(self, width: int) -> list[int]:
+    def ranks(self, width: int, latent: Latent | None = None) -> list[int]:
         """The ranks to choose from in a model of `width`.
 
         Raises:
             ConversionError: there are none.
         """
         try:
-            return allowed_ranks(width, self.min_rank or 1, min(self.max_rank or width, width), self.multiple(width))
+            multiple = self.multiple(width, latent)
+            return allowed_ranks(width, self.min_rank or 1, min(self.max_rank or width, width), multiple)
         except ValueError as error:
             raise ConversionError(str(error)) from error
 
     def bytes_for(
-        self, latents: Sequence[Latent], width: int, stock_bytes: int, fixed_bytes: int, bytes_per_value: int
-    ) -> int | None:
+        self, latents: Sequence[Latent], width: int, stock_bytes: int, fixed_bytes: float, bytes_per_value: int
+    ) -> float | None:
         """What latents whose rank is to be chosen may cost; None for `max_kl`.
 
         Args:
@@ -80,7 +83,7 @@ class Budget:
             width: of the model.
             stock_bytes: decode cache of the stock model, one stream.
             fixed_bytes: what latents of given ranks need.
-            bytes_per_value: of the cache.
+            bytes_per_value: of the model's dtype.
 
         Raises:
             ConversionError: the smallest ranks need more; the message says how much.
@@ -91,12 +94,13 @@ class Budget:
             goal, limit = f"cache_bytes={self.cache_bytes}", parse_bytes(self.cache_bytes)
         else:
             goal, limit = f"cache_cut={self.cache_cut}", int(stock_bytes * (1 - (self.cache_cut or 0)))
-        rank = self.ranks(width)[0]
-        smallest = fixed_bytes + rank * bytes_per_value * sum(latent.positions for latent in latents)
+        lowest = [self.ranks(width, latent)[0] for latent in latents]
+        costs = [rank * latent.bytes_per_rank(bytes_per_value) for rank, latent in zip(lowest, latents, strict=True)]
+        smallest = fixed_bytes + sum(costs)
         if smallest > limit:
             raise ConversionError(
-                f"{goal}: cannot be met. The smallest possible cache is {smallest:,} bytes (a cut of "
-                f"{1 - smallest / stock_bytes:.4f}), at rank {rank}; see min_rank and rank_multiple."
+                f"{goal}: cannot be met. The smallest possible cache is {smallest:,.0f} bytes (a cut of "
+                f"{1 - smallest / stock_bytes:.4f}), at rank {min(lowest)}; see min_rank and rank_multiple."
             )
         return limit - fixed_bytes
 

@@ -19,7 +19,7 @@ class Choice:
     """
 
     errors: Tensor
-    cost: int
+    cost: float
     minimum: int
     maximum: int
     multiple: int
@@ -62,7 +62,7 @@ def rescaled(choice: Choice, factor: float) -> Choice:
     return replace(choice, errors=choice.errors * factor)
 
 
-def total_cost(choices: Sequence[Choice], ranks: Sequence[int]) -> int:
+def total_cost(choices: Sequence[Choice], ranks: Sequence[int]) -> float:
     """Bytes of all latents at these ranks."""
     return sum(choice.cost * rank for choice, rank in zip(choices, ranks, strict=True))
 
@@ -72,7 +72,7 @@ def smallest_ranks(choices: Sequence[Choice]) -> list[int]:
     return [choice.ranks[0] for choice in choices]
 
 
-def uniform_ranks(choices: Sequence[Choice], budget: int) -> list[int]:
+def uniform_ranks(choices: Sequence[Choice], budget: float) -> list[int]:
     """The largest equal rank (within each latent's bounds) that fits.
 
     Args:
@@ -91,7 +91,7 @@ def uniform_ranks(choices: Sequence[Choice], budget: int) -> list[int]:
     return best
 
 
-def greedy_ranks(choices: Sequence[Choice], budget: int) -> list[int]:
+def greedy_ranks(choices: Sequence[Choice], budget: float) -> list[int]:
     """Start from the smallest ranks; give the next step to the latent that loses most error per byte, while it fits.
 
     For convex error curves (tails of squared singular values are) and until a step does not fit, no other ranks with
@@ -124,7 +124,8 @@ def greedy_ranks(choices: Sequence[Choice], budget: int) -> list[int]:
         at[best] += 1
 
 
-def _check(choices: Sequence[Choice], budget: int) -> None:
+def _check(choices: Sequence[Choice], budget: float) -> None:
     smallest = total_cost(choices, smallest_ranks(choices))
     if smallest > budget:
-        raise ValueError(f"A budget of {budget:,} bytes cannot be met: the smallest ranks need {smallest:,} bytes.")
+        needed = f"the smallest ranks need {smallest:,.0f} bytes"
+        raise ValueError(f"A budget of {budget:,.0f} bytes cannot be met: {needed}.")

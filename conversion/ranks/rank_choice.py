@@ -20,7 +20,7 @@ from .quality import HeldOut
 from .rank_allocation import Choice, error_by_rank, greedy_ranks, rescaled, smallest_ranks, total_cost, uniform_ranks
 
 logger = logging.get_logger(__name__)
-_ALLOCATIONS: dict[str, Callable[[Sequence[Choice], int], list[int]]] = {
+_ALLOCATIONS: dict[str, Callable[[Sequence[Choice], float], list[int]]] = {
     "uniform": uniform_ranks,
     "greedy": greedy_ranks,
 }
@@ -72,11 +72,11 @@ class _Measured:
     ):
         self.latents, self.decompositions, self.stock, self.held_out = latents, decompositions, stock, held_out
         width = decompositions.width
-        allowed, multiple = budget.ranks(width), budget.multiple(width)
         self.choices = []
         for latent in tqdm(latents, desc="Error by rank", unit="latent"):
             values = decompositions.of(latent, width, keep=True).singular_values.cpu()
-            cost = latent.positions * bytes_per_value
+            cost, allowed = latent.bytes_per_rank(bytes_per_value), budget.ranks(width, latent)
+            multiple = budget.multiple(width, latent)
             self.choices.append(Choice(error_by_rank(values, width), cost, allowed[0], allowed[-1], multiple))
         self._in_place = {latent: decompositions.of(latent, latent.rank) for latent in given} if held_out else {}
 
@@ -115,7 +115,7 @@ def choose_ranks(
     stock: PreTrainedModel,
     held_out: HeldOut | None,
     given: Sequence[Latent],
-    spendable: int | None,
+    spendable: float | None,
     bytes_per_value: int,
 ) -> RankChoice:
     """Spend the budget over self-attention and cross-attention together, once evenly and once where it counts.
@@ -134,7 +134,7 @@ def choose_ranks(
         held_out: None where there is none.
         given: latents of given low ranks, which are in place whenever a choice is measured.
         spendable: bytes, see `Budget.bytes_for`; None for `max_kl`.
-        bytes_per_value: of the cache.
+        bytes_per_value: of the model's dtype.
 
     Raises:
         ConversionError: `max_kl` cannot be met; the message says what could be.
@@ -198,7 +198,7 @@ def _cheapest(max_kl: float, measured: _Measured) -> RankChoice:
         # The KL divergence falls with the ranks up to noise, so bisection may miss a slightly smaller cache.
         step = min(choice.cost * choice.multiple for choice in choices)
         while high - low > step:
-            middle = (low + high) // 2
+            middle = (low + high) / 2
             trial = _tried(label, allocate(choices, middle), measured)
             if trial.kl <= max_kl:
                 best, high = trial, middle

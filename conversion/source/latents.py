@@ -1,7 +1,8 @@
 """Which latents a configuration asks for, and which attentions read each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from whisper_mla.configuration.cache_size import latent_bytes
 from whisper_mla.configuration.configuration_whisper_mla import WhisperMLAConfig
 
 ENCODER_OUTPUT_NORM = "model.encoder.layer_norm"
@@ -20,6 +21,8 @@ class Latent:
         num_heads: of each attention.
         rank: what the configuration says; `d_model` means exact.
         positions: how many of it are cached per audio; 0 where nothing is (encoder).
+        bits: of a cached value where `latent_dtype` rounds it; None: the model's dtype.
+        group_size: values that are rounded together.
     """
 
     name: str
@@ -29,6 +32,17 @@ class Latent:
     num_heads: int
     rank: int
     positions: int
+    bits: int | None = None
+    group_size: int = 1
+
+    def bytes_per_rank(self, bytes_per_value: int) -> float:
+        """What one unit of rank costs in the cache of one audio; the share of scales and minima is fractional.
+
+        Args:
+            bytes_per_value: of the model's dtype.
+        """
+        group = latent_bytes(self.group_size, self.bits, self.group_size, bytes_per_value)
+        return self.positions * group / self.group_size
 
     @property
     def in_encoder(self) -> bool:
@@ -83,6 +97,9 @@ def latents_of(config: WhisperMLAConfig) -> list[Latent]:
             )
             for name, rank in zip(attentions, ranks, strict=True)
         ]
+    size = config.latent_group_size
+    cross = [replace(latent, bits=config.audio_latent_bits, group_size=size) for latent in cross]
+    decoder = [replace(latent, bits=config.text_latent_bits, group_size=size) for latent in decoder]
     return encoder + cross + decoder
 
 

@@ -72,7 +72,15 @@ def convert(
         str | None,
         typer.Option(
             help="Store cached latents rounded: int8, int4, or two of int8, int4, none for text and audio "
-            "(int8,int4). Default: as the weights.",
+            "(int8,int4); auto: chosen with the ranks under a budget. Default: as the weights.",
+            show_default=False,
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of ranks and --latent-dtype: lossless (the same tokens), near-lossless (latents in 8 "
+            "bits) or small (in 4 bits); what it costs is measured and printed.",
             show_default=False,
         ),
     ] = None,
@@ -144,6 +152,7 @@ def convert(
         "audio_kv_rank": ranks(audio_kv_rank, "--audio-kv-rank"),
         "cross_cache": cross_cache,
         "latent_dtype": dtypes(latent_dtype),
+        "preset": preset,
         "method": method,
         "calibration": calibration_argument(calibration),
         "language": language,

@@ -31,7 +31,7 @@ REFUSED = [
     ({"max_kl": 0.1, "refit": True, "calibration": "nowhere"}, "could break max_kl"),
     ({"cache_cut": 0.9, "cross_kv_shared": False}, "A budget needs the shared cross-attention latent"),
     ({"cache_cut": 0.9, "kv_rank": 8, "cross_kv_rank": 8}, "A budget chooses kv_rank, cross_kv_rank, or both"),
-    ({"cache_cut": 0.9, "latent_dtype": "int4"}, "A budget chooses ranks of latents that are not rounded"),
+    ({"kv_rank": 8, "latent_dtype": "auto"}, "latent_dtype='auto' is chosen under a budget"),
     ({"cache_cut": 0.9, "preserved_key_dims": 1}, "preserved_key_dims needs given ranks"),
     ({"kv_rank": 8, "preserved_key_selection": "2-norm"}, "needs preserved_key_dims"),
     ({"calibration": "nowhere"}, "calibration: has nothing to calibrate"),

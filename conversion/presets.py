@@ -1,0 +1,37 @@
+"""Named settings for people who do not want to choose between ranks and bits."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# What each gave on real weights: benchmarks/results/accuracy_tiny_en.md and accuracy_base.md.
+PRESETS: dict[str, dict[str, Any]] = {
+    "lossless": {},
+    "near-lossless": {"latent_dtype": "int8"},
+    "small": {"latent_dtype": "int4"},
+}
+_SETTLED = ("kv_rank", "cross_kv_rank", "audio_kv_rank", "latent_dtype")
+
+
+def with_preset(preset: str | None, latent_fields: Mapping[str, Any], has_budget: bool) -> dict[str, Any]:
+    """The fields of a configuration that a preset stands for.
+
+    Args:
+        preset: of `PRESETS`: "lossless" keeps every token; "near-lossless" rounds latents to eight bits, "small" to
+            four, and both say what that costs. None changes nothing.
+        latent_fields: as the user gave them.
+        has_budget: whether a budget was given too.
+
+    Raises:
+        ValueError: an unknown preset, or one together with what it settles.
+    """
+    if preset is None:
+        return dict(latent_fields)
+    if preset not in PRESETS:
+        raise ValueError(f"preset={preset!r}: expected one of {', '.join(map(repr, PRESETS))}.")
+    given = [name for name in _SETTLED if latent_fields.get(name) is not None] or ["the budget"] * has_budget
+    if given:
+        raise ValueError(f"preset={preset!r} settles ranks and latent_dtype: leave out {given[0]}, or the preset.")
+    return {**latent_fields, **PRESETS[preset]}
+
+
+__all__ = ["PRESETS", "with_preset"]
