@@ -12,6 +12,7 @@ from whisper_mla.conversion.source.loading import load_whisper
 from whisper_mla.conversion.source.processor import load_processor, save_processor
 from whisper_mla.hub.checkpoint_folder import check_target, check_writable, written_aside
 from whisper_mla.hub.push import shard_size
+from whisper_mla.int8_weights import check_int8_weights, quantize_weights
 
 from . import console
 from .cache_table import cache_report, cache_table, describe_ranks
@@ -22,6 +23,10 @@ Target = Annotated[Path, typer.Argument(help="The folder to write.", show_defaul
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is already in TARGET.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub checkpoint.", show_default=False)]
 Dtype = Literal["float32", "float16", "bfloat16"]
+Weights = Annotated[
+    Literal["int8"],
+    typer.Option(help="Round the weights to 8 bits, for faster decoding on CPUs. Default: as they are."),
+]
 Language = Annotated[
     str | None, typer.Option(help="Of the calibration audio; default: the model's, or detected.", show_default=False)
 ]
@@ -84,6 +89,7 @@ def convert(
             show_default=False,
         ),
     ] = None,
+    weights: Weights | None = None,
     method: Annotated[
         str | None,
         typer.Option(
@@ -168,12 +174,20 @@ def convert(
     }
     options = {"preserved_key_dims": preserved_key_dims, "preserved_key_selection": preserved_key_selection}
     arguments |= {name: value for name, value in options.items() if value is not None}
+    if weights is not None and dtype not in (None, "float32"):
+        raise typer.BadParameter(f"--weights {weights} with --dtype {dtype}: int8 weights go with float32.")
+    if weights is not None:
+        check_int8_weights()
     check_target(target, overwrite, source)
     limit = shard_size(max_shard_size)
     hub: dict[str, Any] = {} if revision is None else {"revision": revision}
+    if weights is not None:
+        dtype = "float32"
     loading = {} if dtype is None else {"dtype": getattr(torch, dtype)}
     model = from_whisper(source, **arguments, **loading, **hub)
     conversion: Any = model.conversion_report
+    if weights is not None:
+        quantize_weights(model)
     with written_aside(target, overwrite) as folder:
         write_report(conversion, folder)
         model.save_pretrained(folder, include_code=include_code, max_shard_size=limit)
@@ -186,6 +200,8 @@ def convert(
         console.output.print(latents_table(conversion))
     for line in quality_lines(conversion):
         console.output.print(line, highlight=False)
+    if weights is not None:
+        console.output.print("Weights: int8, for CPUs; what is measured above is the model before they were rounded.")
 
 
 def calibrate_command(

@@ -101,3 +101,24 @@ def test_a_file_of_bare_samples_does_not_end_its_batch(digits_folder, clips, tmp
 )
 def test_wrong_usage(digits_folder, clips, arguments):
     run(digits_folder, clips["clip00"]["path"], *arguments, code=2)
+
+
+def test_int8_weights_made_on_loading_or_before(digits_folder, clips, tmp_path):
+    """Rounded by `convert`, or an exact conversion rounded by `transcribe`: the same words, smaller weights."""
+    clip = clips["clip07"]
+    for name, options in {"exact": [], "int8": ["--weights", "int8"]}.items():
+        arguments = ["convert", str(digits_folder), str(tmp_path / name), *options]
+        result = runner.invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+        assert ("Weights: int8" in result.output) == (name == "int8")
+    assert json.loads((tmp_path / "int8" / "config.json").read_text())["quantization_config"]
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("exact", "int8")]
+    assert sizes[1] < sizes[0]  # of float16
+    for arguments in (["exact", "--weights", "int8"], ["int8"], ["int8", "--weights", "int8"]):
+        assert run(tmp_path / arguments[0], clip["path"], *arguments[1:]).stdout.strip() == clip["text"]
+    for arguments, message in {
+        (digits_folder, "--weights", "int8"): "int8 weights need a converted model. Convert it: whisper-mla convert",
+        (tmp_path / "int8", "--dtype", "bfloat16"): "dtype='bfloat16' with int8 weights",
+        (tmp_path / "int8", "--device", "cuda"): "device cuda: int8 weights run on CPUs only",
+    }.items():
+        assert message in run(arguments[0], clip["path"], *arguments[1:], code=1).stderr
