@@ -19,7 +19,7 @@ from result_files import RESULTS, write_results
 from tqdm import tqdm
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from whisper_mla import WhisperMLAForConditionalGeneration
+from whisper_mla import WhisperMLAForConditionalGeneration, quantize_weights
 from whisper_mla.configuration import cache_size
 from whisper_mla.conversion import calibrate, save_statistics
 from whisper_mla.conversion.calibration.clips import read_clips
@@ -35,10 +35,12 @@ NEEDS_CALIBRATION = "fisher"
 
 
 def jobs(width: int) -> dict[str, dict]:
-    """Conversions: what the table calls them, to arguments of `from_whisper`."""
+    """Conversions: what the table calls them, to arguments of `from_whisper`, and "weights" for what follows it."""
     half, quarter = width // 2, width // 4
     return {
         "exact": {},
+        "int8 weights": {"weights": "int8"},
+        "int8 weights, int8 latents": {"weights": "int8", "latent_dtype": "int8", **BY_WEIGHTS},
         "int8": {"latent_dtype": "int8", **BY_WEIGHTS},
         "int4": {"latent_dtype": "int4", **BY_WEIGHTS},
         "int4 of the text only": {"latent_dtype": ["int4", None], **BY_WEIGHTS},
@@ -90,18 +92,18 @@ class Dev:
         self.stock_words = self._words(stock)
         self.stock_errors = self._errors(self.references, self.stock_words)
 
-    def _words(self, model) -> list[str]:
-        tokens = self.held_out.decode(model, same_encoder=True)
+    def _words(self, model, same_encoder: bool = True) -> list[str]:
+        tokens = self.held_out.decode(model, same_encoder=same_encoder)
         return [self.normalise(text) for text in self.processor.batch_decode(tokens, skip_special_tokens=True)]
 
     def _errors(self, references: list[str], words: list[str]) -> list[int]:
         return [count.errors for count in count_word_errors(references, words)]
 
-    def measure(self, model) -> dict:
+    def measure(self, model, same_encoder: bool) -> dict:
         """KL and agreement teacher-forced on stock's transcripts; errors of greedy decoding against the references and
         against stock's words, with 95 % bootstrap intervals over utterances, paired for the difference."""
-        quality = self.held_out.measure(model, same_encoder=True)
-        words = self._words(model)
+        quality = self.held_out.measure(model, same_encoder=same_encoder)
+        words = self._words(model, same_encoder)
         errors = self._errors(self.references, words)
         wer = bootstrap_interval(errors, self.lengths)
         paired = compare_paired(self.stock_errors, errors, self.lengths)
@@ -144,12 +146,16 @@ def run(model_folder: Path, data: Path, language: str, partial: Path, every: int
                     clips = data / "calibration"
                     save_statistics(calibrate(stock, clips, processor, encoder=False, **spoken), statistics)
                 calibration = {"calibration": statistics, "force": True}
-            model = WhisperMLAForConditionalGeneration.from_whisper(stock, **arguments, **calibration)
+            given = {field: value for field, value in arguments.items() if field != "weights"}
+            model = WhisperMLAForConditionalGeneration.from_whisper(stock, **given, **calibration)
+        is_rounded = arguments is not None and "weights" in arguments
+        if is_rounded:
+            quantize_weights(model)
         row = {
             "name": name,
             "arguments": arguments,
             "cache_cut": 1 - cache_size(model.config).total / stock_bytes,
-            **dev.measure(model),
+            **dev.measure(model, same_encoder=not is_rounded),
         }
         done[name] = row
         with open(partial, "a") as file:

@@ -24,15 +24,21 @@ from whisper_mla.configuration import whisper_config
 SETTINGS = [("float32", 1, 1), ("float32", 8, 1), ("bfloat16", 1, 1), ("bfloat16", 8, 1), ("float32", 2, 5)]
 
 
-def decode(model, batch_size: int, num_beams: int, tokens: int) -> tuple[float, torch.Tensor]:
-    """Milliseconds per token, and the tokens."""
+def decode(
+    model, batch_size: int, num_beams: int, tokens: int, forbidden: tuple[list[int], list[int]] | None = None
+) -> tuple[float, torch.Tensor]:
+    """Milliseconds per token, and the tokens. The end is ruled out by a least length, or with tokens that are
+    `forbidden`, at any place and at the beginning, as Whisper's own generate does it."""
     config = model.config
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(batch_size, config.max_source_positions, config.d_model, generator=generator)
     states = states.to(model.device, model.dtype)
+    length = {"min_new_tokens": tokens}
+    if forbidden is not None:
+        length = {"suppress_tokens": [*forbidden[0], config.eos_token_id], "begin_suppress_tokens": forbidden[1]}
     generation_config = GenerationConfig(
         max_new_tokens=tokens,
-        min_new_tokens=tokens,
+        **length,
         num_beams=num_beams,
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,

@@ -9,6 +9,7 @@ from transformers.models.whisper.generation_whisper import WhisperGenerationMixi
 
 from .latent_cache import LatentCache
 from .self_check import check_release
+from .token_suppression import with_quicker_suppression
 from .token_times import AlignmentHeads, TokenTimesMixin
 from .transformers_releases import CACHE, ENCODER_STEP, NOT_FOR_FORWARDS, with_cache_name
 
@@ -38,6 +39,9 @@ class LatentCacheMixin:
         """As in Transformers, without arguments of `generate` that some ways of decoding hand down unread."""
         kept = {name: value for name, value in kwargs.items() if name not in NOT_FOR_FORWARDS}
         return super().prepare_inputs_for_generation(*args, **kept)
+
+    def _get_logits_processor(self, *args, **kwargs):
+        return with_quicker_suppression(super()._get_logits_processor(*args, **kwargs))
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         given = model_kwargs.get(CACHE)

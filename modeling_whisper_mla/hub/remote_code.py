@@ -32,6 +32,7 @@ SOURCE_FILES = (
     "int8_weights.py",
     "freezing.py",
     "self_check.py",
+    "token_suppression.py",
     "token_times.py",
     "generation_whisper_mla.py",
     "conversion_record.py",
