@@ -1,5 +1,6 @@
 """The attention module: Whisper's attention on a latent, in two exact forms."""
 
+import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -149,7 +150,8 @@ class WhisperMLAAttention(WhisperAttention):
         query = query[:, heads]
         if is_plain_linear(self.k_proj):
             weight = self.k_proj.weight.unflatten(0, (-1, self.head_dim))[heads].flatten(0, 1)
-            scores = absorb_query(query, weight) @ latent[:, None].transpose(2, 3)
+            rows = absorb_query(query, weight).flatten(1, 2)  # all heads as queries on one latent: no copy of it
+            scores = torch.matmul(rows, latent.transpose(1, 2)).unflatten(1, (len(heads), -1))
         else:
             key = self.k_proj(latent).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             scores = query @ key[:, heads].transpose(2, 3)

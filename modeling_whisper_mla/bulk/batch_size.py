@@ -1,11 +1,12 @@
 """How many recordings are decoded at once: from free memory, and fewer where that was too many."""
 
 import os
+from typing import cast
 
 import psutil
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, WhisperConfig
 
 from whisper_mla.evaluation.memory import Setting, memory_of
 
@@ -22,7 +23,7 @@ def bytes_of_a_stream(model: PreTrainedModel, num_beams: int = 1) -> int:
         model: a stock Whisper or a Whisper-MLA model.
         num_beams: hypotheses per recording.
     """
-    config = model.config
+    config = cast(WhisperConfig, model.config)
     found = memory_of(config, Setting(1, config.max_target_positions, num_beams, model.dtype.itemsize))
     return found.cache + found.work
 

@@ -14,8 +14,10 @@ from whisper_mla.transcription.transcript import Transcript
 from whisper_mla.transcription.transcript_files import without_unknown
 
 from .batch_size import free_what_was_tried, is_out_of_memory
-from .read_ahead import Read, batches, by_length, read_ahead
+from .read_ahead import batches, by_length, read_ahead
 from .sources import Item
+
+Heard = tuple[Item, np.ndarray]
 
 # So many recordings in a row that the model failed on are no accident of theirs.
 MOST_FAILURES_IN_A_ROW = 16
@@ -121,7 +123,7 @@ def _row(item: Item, audio: np.ndarray, transcript: Transcript) -> dict:
 
 
 def _decode(
-    transcriber: Transcriber, batch: list[Read], progress: Progress, note: Callable[[str], None]
+    transcriber: Transcriber, batch: list[Heard], progress: Progress, note: Callable[[str], None]
 ) -> list[Transcript | str]:
     """Transcripts of a batch in order, or what was wrong; in smaller parts where it does not fit."""
     before = progress.batch_size
@@ -136,10 +138,10 @@ class DoesNotFit(str):
 
 
 def _in_parts(
-    transcriber: Transcriber, batch: list[Read], progress: Progress, note: Callable[[str], None]
+    transcriber: Transcriber, batch: list[Heard], progress: Progress, note: Callable[[str], None]
 ) -> list[Transcript | str]:
     try:
-        return transcriber([audio for _, audio in batch])
+        return [*transcriber([audio for _, audio in batch])]
     except Exception as error:
         short, reason = is_out_of_memory(error), f"{type(error).__name__}: {' '.join(str(error).split())}"
     if short:  # outside of `except`, where the error still holds what the attempt had allocated

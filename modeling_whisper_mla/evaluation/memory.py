@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration
@@ -51,7 +52,7 @@ class Memory:
 
 def weight_bytes(config: WhisperConfig, bytes_per_value: int) -> int:
     """Bytes of the parameters of the stock or Whisper-MLA model that `config` describes, shared ones once."""
-    kind = WhisperMLAForConditionalGeneration if _is_latent(config) else WhisperForConditionalGeneration
+    kind: Any = WhisperMLAForConditionalGeneration if _is_latent(config) else WhisperForConditionalGeneration
     with torch.device("meta"):
         model = kind(config)
     model.tie_weights()

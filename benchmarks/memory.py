@@ -1,0 +1,68 @@
+"""Memory of decoding, stock Whisper beside the lossless conversion: computed, and measured on the CPU.
+
+    python benchmarks/memory.py --size small --protocol paper --name memory_paper
+    python benchmarks/memory.py --size base --dtype float32 --measure --batch-size 1 --batch-size 8
+
+The same as `whisper-mla benchmark memory`, which any checkpoint can be given to, with the results kept.
+"""
+
+import dataclasses
+from itertools import product
+
+import torch
+import typer
+from result_files import write_results
+
+from whisper_mla.command_line.benchmark_command import PROTOCOLS
+from whisper_mla.configuration import whisper_config
+from whisper_mla.evaluation.memory import Setting, memory_of, parse_bytes, stock_and_latent, streams_that_fit
+from whisper_mla.evaluation.memory_process import measure
+
+
+def main(
+    size: str = typer.Option("small", help="Whisper's dimensions."),
+    protocol: str = typer.Option("realistic", help="Or paper."),
+    batch_size: list[int] = typer.Option([], help="Instead of the protocol's."),  # noqa: B008
+    dtype: str = typer.Option("float16", help="float32 where it is measured."),
+    limit: str = typer.Option("24GB", help="How many streams fit into it."),
+    measured: bool = typer.Option(False, "--measure", help="Decode too."),
+    name: str = typer.Option("memory", help="Of the result files."),
+):
+    """One row for each setting and model."""
+    torch.set_num_threads(1)
+    config, value = whisper_config(size), 4 if dtype == "float32" else 2
+    batches, lengths, beams = PROTOCOLS[protocol]
+    rows, raw = [], []
+    for streams, positions, hypotheses in product(batch_size or batches, lengths, beams):
+        setting = Setting(streams, positions, hypotheses, value)
+        for model, one in stock_and_latent(config, positions).items():
+            computed, fits = memory_of(one, setting), streams_that_fit(one, setting, parse_bytes(limit))
+            result = {"model": model, **dataclasses.asdict(setting), "computed": dataclasses.asdict(computed)}
+            cells = [f"{streams} × {positions:,} × {hypotheses}", model]
+            cells += [f"{part / 1e6:,.0f}" for part in (computed.weights, computed.cache, computed.work)] + [
+                f"{fits:,}"
+            ]
+            if measured:
+                found = measure(one, setting)
+                result["measured"] = dataclasses.asdict(found)
+                cells += [found.reason or f"{(found.peak - found.before) / 1e6:,.0f}"]
+                cells += ["–" if found.reason else f"{found.peak / 1e6:,.0f}"]
+            rows.append(cells)
+            raw.append({**result, "streams_that_fit": fits})
+            print(cells, flush=True)
+    columns = ["streams × positions × beams", "model", "weights", "cache", "work", f"fit into {limit}"]
+    note = (
+        f"MB of whisper-{size}'s dimensions in {dtype}. **Computed**: weights, the decode cache at its longest, an "
+        f"estimate of passing work, and the streams of that length and width that fit into {limit} together."
+    )
+    if measured:
+        columns += ["measured: decoding took", "measured: peak"]
+        note += (
+            " **Measured**: resident memory of a fresh process on the CPU, random weights, the encoder output given: "
+            "its peak, Python and libraries included, and how much of it came while decoding."
+        )
+    write_results(name, note, columns, rows, raw)
+
+
+if __name__ == "__main__":
+    typer.run(main)
