@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from peer_engines import CT2, CT2_INT8, ENGINES, STOCK
+from peer_engines import CT2, CT2_INT8, ENGINES, EXACT, STOCK
 from result_files import RESULTS, write_results
 from rich.progress import track
 from transformers import AutoConfig
@@ -151,7 +151,7 @@ def main() -> None:
     rows = summarise(answers, arguments.clock)
     draw(rows, arguments.engines, RESULTS / f"{arguments.name}.png")
     ratios = [(other, CT2_INT8) for other in arguments.engines if other not in (STOCK, CT2, CT2_INT8)]
-    ratios = [pair for pair in ratios if CT2_INT8 in arguments.engines] + [("exact", STOCK)]
+    ratios = [pair for pair in [*ratios, (EXACT, STOCK)] if set(pair) <= set(arguments.engines)]
     cells = [
         [described(row)]
         + [f"{row['median'][engine]:.1f}" for engine in arguments.engines]

@@ -4,14 +4,19 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.generation_whisper import WhisperGenerationMixin
+from transformers.utils import logging
 
+from .latent_attention import WhisperMLAAttention
 from .latent_cache import LatentCache
 from .self_check import check_release
 from .token_suppression import with_quicker_suppression
 from .token_times import AlignmentHeads, TokenTimesMixin
 from .transformers_releases import CACHE, ENCODER_STEP, NOT_FOR_FORWARDS, with_cache_name
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -20,6 +25,20 @@ class CrossLatentOutput(BaseModelOutput):
 
     Handed to the model as `encoder_outputs`, it is not projected again.
     """
+
+
+def warn_of_expanded_form(model: PreTrainedModel) -> None:
+    """Say so, once, if a quantised model would compute keys and values of all positions at every step."""
+    if getattr(model, "hf_quantizer", None) is None:
+        return
+    for name, module in model.named_modules():
+        if isinstance(module, WhisperMLAAttention) and module.is_decoder and not module.uses_absorbed_form(1):
+            logger.warning_once(
+                f"{name}: its k_proj and v_proj are quantised, so every decoding step computes keys and values of all "
+                "positions, which is slow. Load the model with modules_to_not_convert=['.*k_proj', '.*v_proj'] in its "
+                "quantization_config, or, on a CPU, with quantization_config=Int8WeightsConfig()."
+            )
+            return
 
 
 class LatentCacheMixin:
@@ -32,6 +51,7 @@ class LatentCacheMixin:
             RuntimeError: the installed Transformers is outside of the tested range and does not decode rightly.
         """
         check_release()
+        warn_of_expanded_form(self)
         kwargs.pop("labels", None)  # Seq2SeqTrainer hands them along; the encoder would refuse them
         return super().generate(*args, **with_cache_name(kwargs, CACHE))
 

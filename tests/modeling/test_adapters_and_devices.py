@@ -9,6 +9,7 @@ from torchao.quantization import Int8WeightOnlyConfig
 from transformers import AutoModelForSpeechSeq2Seq, TorchAoConfig
 
 from tests.conftest import random_features, random_whisper
+from whisper_mla import generation_whisper_mla
 from whisper_mla.conversion import ConversionError, from_whisper
 from whisper_mla.conversion.source.loading import load_checkpoint
 from whisper_mla.latent_attention import WhisperMLAAttention, is_plain_linear
@@ -109,7 +110,7 @@ def test_offloaded_layers(model, tmp_path):
         assert loaded.generate(features, max_new_tokens=12, num_beams=beams).tolist() == expected.tolist()
 
 
-def test_weights_loaded_in_8_bits(tmp_path):
+def test_weights_loaded_in_8_bits(tmp_path, monkeypatch):
     """With torchao, which runs on the CPU: quantised linears are called, not read."""
     model = from_whisper(random_whisper(d_model=64), kv_rank=32, cross_kv_rank=32)
     model.save_pretrained(tmp_path / "model")
@@ -131,7 +132,15 @@ def test_weights_loaded_in_8_bits(tmp_path):
         )
     assert (quantised - expected).abs().max() < 1e-3
     assert (quantised - full).abs().max() > 1e-3
+    said = []
+    monkeypatch.setattr(generation_whisper_mla.logger, "warning_once", said.append)
     assert greedy(loaded, features).tolist() == greedy(plain, features).tolist()
+    assert len(said) == 1 and "modules_to_not_convert=['.*k_proj', '.*v_proj']" in said[0]
+    arguments = {"quantization_config": TorchAoConfig(Int8WeightOnlyConfig(), [".*k_proj", ".*v_proj"])}
+    heeded = AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "model", **arguments)
+    assert forms(heeded) == {True}
+    greedy(heeded, features)
+    assert len(said) == 1
     # Saved so, it is loaded by the commands too.
     loaded.save_pretrained(tmp_path / "quantised")
     again = load_checkpoint(AutoModelForSpeechSeq2Seq, tmp_path / "quantised")
