@@ -17,6 +17,11 @@ from whisper_mla.transcription.audio_folder import TEXT_COLUMNS, find_metadata, 
 logger = logging.get_logger(__name__)
 _AUDIO_SUFFIXES = {".flac", ".wav", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".webm", ".mp4", ".aiff", ".aif"}
 
+# Peaks below it, -80 dB of full scale, are the noise of 16-bit samples.
+_SILENCE = 1e-4
+# Seconds.
+_LITTLE = 10
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -42,7 +47,8 @@ def read_clips(calibration: Any) -> list[Clip]:
             "text", "sentence" or "transcription").
 
     Returns:
-        list[Clip]: in a fixed order. Files that cannot be read are named in a warning and left out.
+        list[Clip]: in a fixed order. What cannot be read or is silent is named in a warning and left out; less
+            than ten seconds in all is warned of.
 
     Raises:
         ConversionError: nothing to read, or nothing that can be read.
@@ -56,14 +62,23 @@ def read_clips(calibration: Any) -> list[Clip]:
     failures: list[str] = []
     for read in tqdm(list(_readers(calibration)), desc="Reading calibration audio", unit="clip"):
         try:
-            clips.append(read())
+            clips.append(_audible(read()))
         except AudioError as error:
             failures.append(str(error))
             logger.warning(f"Left out of the calibration: {error}")
     if not clips:
         reason = f": {failures[0].rstrip('.')}" if failures else ""
         raise ConversionError(f"calibration: no audio that can be read{reason}. Give audio files or a folder of them.")
+    seconds = sum(len(clip.samples) for clip in clips) / SAMPLING_RATE
+    if seconds < _LITTLE:
+        logger.warning(f"calibration: {seconds:.1f} s of audio tell little of what a conversion costs. Give minutes.")
     return clips
+
+
+def _audible(clip: Clip) -> Clip:
+    if not np.abs(clip.samples).max(initial=0) > _SILENCE:
+        raise AudioError(f"{clip.name}: holds nothing but silence.")
+    return clip
 
 
 def _undecoded(calibration: Iterable) -> Iterable:

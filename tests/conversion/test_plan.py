@@ -54,7 +54,7 @@ def test_the_configuration_alone_is_enough_to_refuse(config_alone):
     with pytest.raises(ConversionError, match="rank_multiple=3 lies between"):
         from_whisper(config_alone, cache_cut=0.9, rank_multiple=3, min_rank=4, max_rank=5)
     with pytest.raises(ConversionError, match="a processor is needed"):
-        from_whisper(config_alone, kv_rank=8, calibration=[np.zeros(16_000, dtype=np.float32)])
+        from_whisper(config_alone, kv_rank=8, calibration=[np.ones(16_000, dtype=np.float32)])
 
 
 def test_what_a_plan_says(config_alone):
@@ -65,7 +65,7 @@ def test_what_a_plan_says(config_alone):
         ({"preserved_key_dims": 1, "preserved_key_selection": "2-norm"}, True),
         ({"preserved_key_dims": 1, "preserved_key_selection": "uniform"}, False),
     ):
-        samples = [np.zeros(16_000, dtype=np.float32)]
+        samples = [np.ones(16_000, dtype=np.float32)]
         plan = plan_for(config_alone, method="joint_svd", options=options, calibration=samples, processor="given")
         assert plan.needs_moments == needed and len(plan.calibration) == 1
 

@@ -85,8 +85,21 @@ def test_arrays():
 def test_arrays_that_are_no_audio(array, caplog):
     with caplog.at_level(logging.WARNING):
         assert "no audio that can be read: clip 0: expected a finite float array" in refusal([array])
-        assert len(read_clips([array, np.zeros(9)])) == 1
+        assert len(read_clips([array, np.ones(9)])) == 1
     assert "Left out of the calibration: clip 0" in caplog.text
+
+
+def test_silence_is_left_out_and_little_audio_is_warned_of(caplog):
+    quiet, faint = np.full(16_000, 5e-5), np.full(16_000, 2e-4)
+    assert refusal([quiet]).startswith("calibration: no audio that can be read: clip 0: holds nothing but silence")
+    with caplog.at_level(logging.WARNING):
+        assert len(read_clips([quiet, faint])) == 1
+    assert "clip 0: holds nothing but silence" in caplog.text
+    assert "1.0 s of audio tell little" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        assert len(read_clips([np.full(160_000, 0.1)])) == 1
+    assert caplog.text == ""
 
 
 def test_rows_of_a_dataset(clips):
