@@ -117,6 +117,10 @@ class Int8Linear(nn.Module):
         bias: `[out_features]` or None.
     """
 
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
     def __init__(self, in_features: int, out_features: int, bias: bool = True, many_rows: bool = False):
         super().__init__()
         self.in_features, self.out_features, self.many_rows = in_features, out_features, many_rows

@@ -80,7 +80,7 @@ def quantize_weights(model: PreTrainedModel) -> PreTrainedModel:
         raise ValueError(f"model in {model.dtype}: int8 weights go with float32. Call model.float() before.")
     quantizer = Int8WeightsQuantizer(Int8WeightsConfig(), pre_quantized=False)
     quantizer.preprocess_model(model)
-    model.hf_quantizer = quantizer
+    model.hf_quantizer = quantizer  # type: ignore[assignment]
     quantizer.postprocess_model(model)
     return model
 
