@@ -80,7 +80,9 @@ def fresh_process(checkpoint, file: Path, batch_size: int, dtype: str, times: bo
     """What `measure` prints, in a process of its own."""
     program = [sys.executable, __file__, str(checkpoint), str(file)]
     command = [*program, "--measure", str(batch_size), dtype, "times" if times else "none", "1"]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    # The C library gives back what is freed at once: without, how much it keeps differs from run to run.
+    library = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    variables = {**os.environ, **library, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr)

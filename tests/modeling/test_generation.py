@@ -115,12 +115,6 @@ def test_language_detection(converted, speech, fresh):
     assert torch.equal(ours, stock)
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-def test_token_timestamps(digits, exact, speech, fresh, beams):
-    way = {"return_timestamps": True, "return_token_timestamps": True, "num_beams": beams}
-    assert_same(generate(fresh(exact), **speech, **way), generate(fresh(digits), **speech, **way))
-
-
 def one(speech):
     return {name: tensor[:1] for name, tensor in speech.items()}
 

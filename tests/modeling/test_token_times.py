@@ -33,7 +33,7 @@ def seen(monkeypatch):
         # Several sequences beside a mask are refused by Transformers itself.
         {"num_beams": 2, "num_return_sequences": 2, "attention_mask": None},
         {"do_sample": True, "temperature": 1.0, "num_return_sequences": 2, "attention_mask": None},
-        {"prompt_ids": PROMPT, "max_new_tokens": 20},
+        {"num_beams": 3, "max_new_tokens": 40},
         {"prompt_ids": PROMPT, "max_new_tokens": 20, "num_beams": 2},
         {"temperature": (0.0, 0.6), "logprob_threshold": -0.05, "compression_ratio_threshold": 1.3},
         {"cache_implementation": "static"},
@@ -49,7 +49,8 @@ def test_stock_whispers_times(digits, exact, speech, fresh, way):
 
 
 def test_stock_whispers_times_in_long_form(digits, exact, long_speech, fresh):
-    way = {**long_speech, **TIMES, "max_new_tokens": 60, "return_segments": True}
+    some = {name: tensor[:1] for name, tensor in long_speech.items()}
+    way = {**some, **TIMES, "max_new_tokens": 60, "return_segments": True}
     ours, expected = generate(exact, **way), generate(fresh(digits), **way)
     assert_same(ours, expected)
     assert ours["token_timestamps"].max() > 5
