@@ -53,8 +53,8 @@ def jobs(width: int) -> dict[str, dict]:
         "fisher, kv_rank d/4, int4": {"kv_rank": quarter, "latent_dtype": "int4", **CALIBRATED},
         "fisher, cross_kv_rank d/2": {"cross_kv_rank": half, **CALIBRATED},
         **{
-            f"ranks and bits chosen, cache_cut {cut}": {"cache_cut": cut, "latent_dtype": "auto"}
-            for cut in (0.93, 0.95, 0.96, 0.97)
+            f"ranks and bits chosen for −{cut:.0%} of the cache": {"cache_cut": cut, "latent_dtype": "auto"}
+            for cut in (0.95, 0.93, 0.97)
         },
         "joint_svd, kv_rank d/2": {"kv_rank": half, **BY_WEIGHTS},
         "joint_svd, kv_rank d/4": {"kv_rank": quarter, **BY_WEIGHTS},
@@ -140,14 +140,17 @@ def run(model_folder: Path, data: Path, language: str, partial: Path, every: int
             model = stock
         else:
             # Ranks and bits are chosen on the speech that comes with the package, for which a processor is needed.
-            calibration = {"processor": processor} if "cache_cut" in arguments else {}
+            calibration = {}
+            if "cache_cut" in arguments:  # of the cache in float16, as in the table
+                calibration = {"processor": processor, "cache_cut": None}
+                calibration["cache_bytes"] = int((1 - arguments["cache_cut"]) * stock_bytes)
             if arguments.get("method") == NEEDS_CALIBRATION:
                 if not statistics.exists():
                     clips = data / "calibration"
                     save_statistics(calibrate(stock, clips, processor, encoder=False, **spoken), statistics)
                 calibration = {"calibration": statistics, "force": True}
             given = {field: value for field, value in arguments.items() if field != "weights"}
-            model = WhisperMLAForConditionalGeneration.from_whisper(stock, **given, **calibration)
+            model = WhisperMLAForConditionalGeneration.from_whisper(stock, **{**given, **calibration})
         is_rounded = arguments is not None and "weights" in arguments
         if is_rounded:
             quantize_weights(model)
