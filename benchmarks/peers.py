@@ -6,7 +6,8 @@ Every engine runs in a process of its own, because threads of CTranslate2 go on 
 round by round, each round in another order. Per step: one `generate` of a fixed number of tokens on given encoder
 output, first step included. Whole files: features, encoder and greedy or beam decoding with segment times, without
 fallback; in batches where there are several files (CTranslate2: one after the other). CPU only.
-CTranslate2 is installed by `pip install faster-whisper`, its checkpoint made by its own `ct2-transformers-converter`.
+An interrupted run continues from `NAME.partial.jsonl`: remove it where the options are others. CTranslate2 comes with
+`pip install faster-whisper`, its checkpoint made by its own `ct2-transformers-converter`.
 """
 
 import argparse
@@ -25,8 +26,6 @@ from result_files import RESULTS, write_results
 from rich.progress import track
 from transformers import AutoConfig
 
-from whisper_mla.evaluation.word_errors import count_word_errors
-
 
 def run_engine(engine: str, task: dict) -> dict:
     """What one engine measured, in a process of its own."""
@@ -41,10 +40,14 @@ def run_engine(engine: str, task: dict) -> dict:
 def gather(arguments, tokens: Callable[[int, int], int], settings: list[tuple[int, int]]) -> dict[str, list[dict]]:
     """Answers of every engine, one per round."""
     width = AutoConfig.from_pretrained(arguments.model).d_model
+    partial = RESULTS / f"{arguments.name}.partial.jsonl"
+    done = [json.loads(line) for line in partial.read_text().splitlines()] if partial.exists() else []
     answers: dict[str, list[dict]] = {engine: [] for engine in arguments.engines}
+    for engine, answer in done:
+        answers[engine].append(answer)
     orders = (arguments.engines if number % 2 == 0 else arguments.engines[::-1] for number in range(arguments.rounds))
     turns = [(number, engine) for number, order in enumerate(orders) for engine in order]
-    for number, engine in track(turns, description="Engines"):
+    for number, engine in track(turns[len(done) :], description="Engines"):
         is_peer = engine in (CT2, CT2_INT8)
         few = engine == STOCK and number > 0
         task = {
@@ -58,29 +61,33 @@ def gather(arguments, tokens: Callable[[int, int], int], settings: list[tuple[in
             "file_beams": arguments.file_beams,
         }
         answers[engine].append(run_engine(engine, task))
+        with open(partial, "a") as file:
+            file.write(json.dumps([engine, answers[engine][-1]]) + "\n")
     return answers
 
 
 def summarise(answers: dict[str, list[dict]], clock: str) -> list[dict]:
-    """Rows of the table: a setting, the median of each engine, and ratios of the medians to both peers.
+    """Rows of the table: a setting, and of each engine the median of its rounds (of processor time: the least).
 
     Args:
         answers: of [`gather`].
         clock: "seconds" or "processor_seconds".
     """
+    # What neighbours do to a processor's time is only to add.
+    typical = statistics.median if clock == "seconds" else min
     rows = []
     for part, keys in (("decode", ("batch_size", "num_beams", "tokens")), ("files", ("num_beams", "files"))):
         names = sorted(
             {tuple(found[key] for key in keys) for all_ in answers.values() for a in all_ for found in a[part]}
         )
         for name in names:
-            medians = {}
+            typical_times = {}
             for engine, found in answers.items():
                 same = [x for a in found for x in a[part] if tuple(x[key] for key in keys) == name]
                 if same:
                     unit = 1000 / name[2] if part == "decode" else 1 / same[0]["audio_seconds"]
-                    medians[engine] = statistics.median(x[clock] for x in same) * unit
-            rows.append({"part": part, **dict(zip(keys, name, strict=True)), "median": medians})
+                    typical_times[engine] = typical(x[clock] for x in same) * unit
+            rows.append({"part": part, **dict(zip(keys, name, strict=True)), "milliseconds": typical_times})
     return rows
 
 
@@ -97,7 +104,7 @@ def draw(rows: list[dict], engines: list[str], path: Path) -> None:
     axes = figure.subplots()
     reference = CT2_INT8 if CT2_INT8 in engines else engines[0]
     for number, engine in enumerate(engines):
-        heights = [row["median"][reference] / row["median"][engine] for row in rows]
+        heights = [row["milliseconds"][reference] / row["milliseconds"][engine] for row in rows]
         places = [i + (number - len(engines) / 2) / (len(engines) + 1) for i in range(len(rows))]
         axes.bar(places, heights, 1 / (len(engines) + 1), label=engine)
     axes.axhline(1, color="black", linewidth=0.8, linestyle="--")
@@ -106,18 +113,6 @@ def draw(rows: list[dict], engines: list[str], path: Path) -> None:
     axes.set_xticklabels(labels, fontsize=7)
     figure.legend(loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=110)
-
-
-def words_apart(answers: dict[str, list[dict]]) -> dict[str, float]:
-    """Word error rate of each engine's transcripts of the files against stock's."""
-    texts = {
-        engine: [text.lower() for a in found for x in a["files"] if x["num_beams"] == 1 for text in x["value"]]
-        for engine, found in answers.items()
-    }
-    if not texts.get(STOCK):
-        return {}
-    words = sum(len(text.split()) for text in texts[STOCK])
-    return {e: sum(c.errors for c in count_word_errors(texts[STOCK], t)) / words for e, t in texts.items()}
 
 
 def main() -> None:
@@ -130,7 +125,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 8], help="audios at once (default: 1 8)")
     parser.add_argument("--beams", type=int, nargs="*", default=[1, 5], help="hypotheses (default: 1 5)")
     parser.add_argument("--tokens", type=int, default=32, help="per generate; fewer above 32 rows (default: 32)")
-    parser.add_argument("--rounds", type=int, default=3, help="of all engines; medians are reported (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="of all engines (default: 3)")
     parser.add_argument("--threads", type=int, default=2, help="of every engine (default: 2)")
     parser.add_argument("--engines", nargs="*", default=list(ENGINES), choices=ENGINES, help="default: all")
     parser.add_argument(
@@ -154,24 +149,22 @@ def main() -> None:
     ratios = [pair for pair in [*ratios, (EXACT, STOCK)] if set(pair) <= set(arguments.engines)]
     cells = [
         [described(row)]
-        + [f"{row['median'][engine]:.1f}" for engine in arguments.engines]
-        + [f"{row['median'][b] / row['median'][a]:.2f}×" for a, b in ratios]
+        + [f"{row['milliseconds'][engine]:.1f}" for engine in arguments.engines]
+        + [f"{row['milliseconds'][b] / row['milliseconds'][a]:.2f}×" for a, b in ratios]
         for row in rows
     ]
     loads = [answer["load"] for found in answers.values() for answer in found]
-    apart = words_apart(answers)
-    clock = "of processor time" if arguments.clock == "processor_seconds" else "of time"
-    told = f"Words of the files that are not stock's: {', '.join(f'{e} {x:.1%}' for e, x in apart.items())}. "
+    by_processor = arguments.clock == "processor_seconds"
+    clock, statistic = ("of processor time", "the least") if by_processor else ("of time", "medians")
     note = (
         f"{arguments.model.name}, float32 but for int8 weights, {arguments.threads} thread(s) each. Milliseconds "
-        f"{clock}, medians of {arguments.rounds} alternating rounds in processes of their own; ratios of medians, "
-        f"above 1 where the first is faster. Load of the machine after each: {min(loads):.1f} to {max(loads):.1f} on "
+        f"{clock}, {statistic} of {arguments.rounds} alternating rounds in processes of their own; ratios of these, above "
+        f"1 where the first is faster. Load of the machine after each: {min(loads):.1f} to {max(loads):.1f} on "
         f"{os.cpu_count()} cores (idle but for this: at most {arguments.threads}). Stock of 40 rows: one round. "
-        + (told if apart else "")
         + f"Picture: {arguments.name}.png."
     )
     columns = ["setting", *arguments.engines, *(f"{a} : {b}" for a, b in ratios)]
-    raw = {"rows": rows, "words_apart": apart, "clock": arguments.clock, "answers": answers, "peers": peer_versions()}
+    raw = {"rows": rows, "clock": arguments.clock, "answers": answers, "peers": peer_versions()}
     write_results(arguments.name, note, columns, cells, raw)
 
 

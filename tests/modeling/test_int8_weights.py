@@ -9,7 +9,7 @@ from transformers import AutoModelForSpeechSeq2Seq
 from tests.conftest import random_features, random_whisper
 from whisper_mla import Int8WeightsConfig, WhisperMLAForConditionalGeneration, int8_linear, quantize_weights
 from whisper_mla.conversion import ConversionError, to_whisper
-from whisper_mla.int8_linear import FewRows, Int8Linear, ManyRows, quantize_rows
+from whisper_mla.int8_linear import FewRows, Int8Linear, ManyRows, quantize_rows, zero_point
 from whisper_mla.int8_weights import check_int8_weights
 from whisper_mla.latent_attention import WhisperMLAAttention
 
@@ -55,8 +55,8 @@ def test_a_product_is_that_of_rounded_inputs_and_weights(kernel):
     """Codes differ from the definition's only where an input is a float32 error away from between two codes. These
     inputs avoid it: they are codes, scaled by powers of two."""
     layer = Int8Linear.from_linear(torch.nn.Linear(96, 40))
-    layer._product = kernel(layer.weight, layer.scale)
-    levels = layer._product.zero_point - 1 if kernel is FewRows else 127
+    layer._product = kernel(layer.weight, layer.scale, zero_point(kernel))
+    levels = zero_point(kernel) - 1
     generator = torch.Generator().manual_seed(1)
     codes = torch.randint(-levels, levels + 1, (2, 5, 96), generator=generator)
     codes[..., 0] = levels
@@ -71,7 +71,7 @@ def test_a_row_does_not_depend_on_the_others(kernel):
     """But for the last bits of what multiplies a sum (oneDNN: two kernels); the least step of a code is 1 in 127."""
     torch.manual_seed(0)
     layer = Int8Linear.from_linear(torch.nn.Linear(64, 48))
-    layer._product = kernel(layer.weight, layer.scale)
+    layer._product = kernel(layer.weight, layer.scale, zero_point(kernel))
     rows = torch.randn(40, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 3, 40)[:, None]
     rows[7] = 0
     together = layer(rows)
@@ -80,16 +80,20 @@ def test_a_row_does_not_depend_on_the_others(kernel):
     assert torch.equal(together[7], layer.bias)
 
 
-def test_without_vnni_inputs_have_seven_bits(monkeypatch):
-    """127 · 127 · 2 fits into 16 bits, 255 · 127 · 2 does not."""
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
-    linear = torch.nn.Linear(64, 48, bias=False)
-    layer = Int8Linear.from_linear(linear)
-    rows = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
-    codes = torch.round(rows / rows.abs().amax(-1, keepdim=True) * 63)
-    expected = (codes.double() @ layer.dequantize().double().T) * rows.abs().amax(-1, keepdim=True) / 63
-    assert (layer(rows) - expected).abs().max() < 1e-5 * expected.abs().max()
-    assert layer._product.zero_point == 64
+@pytest.mark.numerics
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_products_of_seven_bits_and_of_one_sign(kernel):
+    """Processors without VNNI have sums of pairs in 16 bits, which these products are to leave alone. On others it is
+    the arithmetic that is tested."""
+    torch.manual_seed(0)
+    weight = torch.rand(48, 64) / 2 + 0.5
+    layer = Int8Linear.from_linear(torch.nn.Linear(64, 48, bias=False))
+    layer.weight, layer.scale = quantize_rows(weight)
+    layer._product = kernel(layer.weight, layer.scale, 64)
+    codes = torch.randint(50, 64, (3, 64)).index_fill(1, torch.tensor([0]), 63)
+    for rows in (codes / 63, -codes / 63):
+        expected = rounded_product(rows, layer.dequantize(), 63)
+        assert (layer(rows) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_all_but_what_latents_pass_through_is_rounded(digits):
