@@ -116,10 +116,11 @@ def main() -> None:
     answers = []
     for batch_size, num_beams, tokens in task["decode"]:
         engine.decode(batch_size, num_beams, 2)  # warm
-        measured = timed(lambda: engine.decode(batch_size, num_beams, tokens))  # noqa: B023  # called at once
-        if measured["value"] != tokens:
-            raise RuntimeError(f"{task['engine']}: {measured['value']} tokens, not {tokens}.")
-        answers.append({"batch_size": batch_size, "num_beams": num_beams, "tokens": tokens, **measured})
+        for _ in range(task["repeats"]):
+            measured = timed(lambda: engine.decode(batch_size, num_beams, tokens))  # noqa: B023  # called at once
+            if measured["value"] != tokens:
+                raise RuntimeError(f"{task['engine']}: {measured['value']} tokens, not {tokens}.")
+            answers.append({"batch_size": batch_size, "num_beams": num_beams, "tokens": tokens, **measured})
     files = []
     if task["audio"]:
         import soundfile

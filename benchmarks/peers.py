@@ -56,6 +56,7 @@ def gather(arguments, tokens: Callable[[int, int], int], settings: list[tuple[in
             "width": width,
             # Stock repeats the audio for each beam, which takes long: measured once.
             "decode": [(b, k, tokens(b, k)) for b, k in settings if not (few and b * k >= 40)],
+            "repeats": arguments.repeats,
             "audio": [str(path) for path in arguments.audio],
             "audio_seconds": arguments.audio_seconds,
             "file_beams": arguments.file_beams,
@@ -85,7 +86,7 @@ def summarise(answers: dict[str, list[dict]], clock: str) -> list[dict]:
             for engine, found in answers.items():
                 same = [x for a in found for x in a[part] if tuple(x[key] for key in keys) == name]
                 if same:
-                    unit = 1000 / name[2] if part == "decode" else 1 / same[0]["audio_seconds"]
+                    unit = 1000 / name[2] if part == "decode" else 1000 / same[0]["audio_seconds"]
                     typical_times[engine] = typical(x[clock] for x in same) * unit
             rows.append({"part": part, **dict(zip(keys, name, strict=True)), "milliseconds": typical_times})
     return rows
@@ -126,6 +127,7 @@ def main() -> None:
     parser.add_argument("--beams", type=int, nargs="*", default=[1, 5], help="hypotheses (default: 1 5)")
     parser.add_argument("--tokens", type=int, default=32, help="per generate; fewer above 32 rows (default: 32)")
     parser.add_argument("--rounds", type=int, default=3, help="of all engines (default: 3)")
+    parser.add_argument("--repeats", type=int, default=1, help="of each step measurement in a round (default: 1)")
     parser.add_argument("--threads", type=int, default=2, help="of every engine (default: 2)")
     parser.add_argument("--engines", nargs="*", default=list(ENGINES), choices=ENGINES, help="default: all")
     parser.add_argument(
@@ -158,10 +160,11 @@ def main() -> None:
     clock, statistic = ("of processor time", "the least") if by_processor else ("of time", "medians")
     note = (
         f"{arguments.model.name}, float32 but for int8 weights, {arguments.threads} thread(s) each. Milliseconds "
-        f"{clock}, {statistic} of {arguments.rounds} alternating rounds in processes of their own; ratios of these, above "
-        f"1 where the first is faster. Load of the machine after each: {min(loads):.1f} to {max(loads):.1f} on "
+        f"{clock}, {statistic} of {arguments.rounds} alternating rounds of {arguments.repeats} in processes of their "
+        "own; ratios of these, above 1 where the first is faster. Load of the machine after each: "
+        f"{min(loads):.1f} to {max(loads):.1f} on "
         f"{os.cpu_count()} cores (idle but for this: at most {arguments.threads}). Stock of 40 rows: one round. "
-        + f"Picture: {arguments.name}.png."
+        f"Picture: {arguments.name}.png."
     )
     columns = ["setting", *arguments.engines, *(f"{a} : {b}" for a, b in ratios)]
     raw = {"rows": rows, "clock": arguments.clock, "answers": answers, "peers": peer_versions()}
