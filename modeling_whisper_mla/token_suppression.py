@@ -1,7 +1,7 @@
 """Logits processors that forbid tokens by writing to these alone.
 
-Transformers' own look for every token of the vocabulary among the forbidden ones, at every step, by sorting: for
-Whisper's two lists several milliseconds, a fifth of a step with int8 weights.
+Transformers' own look for every token of the vocabulary among the forbidden ones, at every step, by sorting: a large
+part of a step with int8 weights (`benchmarks/int8_backends.py`).
 """
 
 import copy
