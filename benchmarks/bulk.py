@@ -9,6 +9,7 @@ from the first file to the last; starting Python and loading the model are told 
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from result_files import write_results
 
 from whisper_mla import WhisperMLAForConditionalGeneration
 from whisper_mla.conversion.source.processor import save_processor
+
+TIMES = ("seconds", "whole_seconds", "processor_seconds")
 
 
 def main() -> None:
@@ -49,7 +52,10 @@ def main() -> None:
         speed = statistics.median(ratios) if processes == 2 else 1.0
         rows.append(
             [str(processes)]
-            + [f"{statistics.median(run[key] for run in found):.1f}" for key in ("seconds", "whole_seconds")]
+            + [
+                f"{statistics.median(run[key] for run in found):.1f}"
+                for key in ("seconds", "whole_seconds", "processor_seconds")
+            ]
             + [f"{statistics.median(run['files_per_second'] for run in found):.2f}"]
             + [f"{statistics.median(run['audio_hours_per_hour'] for run in found):.1f}", f"{speed:.2f}×"]
         )
@@ -61,7 +67,7 @@ def main() -> None:
         f"{arguments.batch_size}; medians of {arguments.rounds} alternations, the speed-up that of the paired ratios. "
         f"Transcripts of one and of two processes: {'the same' if same(*texts) else 'not all the same'}. Load of the "
         f"machine before each run: {loads} (others ran beside it where it is far above 0).",
-        ["processes", "s of work", "s with start", "files/s", "audio-hours/hour", "speed-up"],
+        ["processes", "s of work", "s with start", "s of CPU", "files/s", "audio-hours/hour", "speed-up"],
         rows,
         {"runs": runs, "ratios": ratios},
     )
@@ -76,14 +82,21 @@ def transcribe(model: Path, folder: Path, output: Path, processes: int, batch_si
         program = [sys.executable, "-m", "accelerate.commands.launch", *options, "-m", "whisper_mla"]
     command = [*program, "transcribe-many", str(model), str(folder), "--output", str(output), "--device", "cpu"]
     command += ["--batch-size", str(batch_size), "--workers", "1"]
-    load, start = os.getloadavg()[0], time.perf_counter()
+    load, start, used = os.getloadavg()[0], time.perf_counter(), processor_seconds()
     done = subprocess.run(
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise RuntimeError(done.stderr)
     summary = json.loads((output / "summary.json").read_text())
-    return {"whole_seconds": time.perf_counter() - start, "load": round(load, 2), **summary}
+    seconds = {"whole_seconds": time.perf_counter() - start, "processor_seconds": processor_seconds() - used}
+    return {**seconds, "load": round(load, 2), **summary}
+
+
+def processor_seconds() -> float:
+    """That processes which have ended took of the CPU."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def same(first: str, second: str) -> bool:

@@ -69,7 +69,9 @@ def main() -> None:
         "word_times_memory",
         "Peak resident memory of a fresh process in MiB, its libraries and weights included: "
         "generate(return_timestamps=True) without and with return_token_timestamps=True; and how far the times of its "
-        "tokens are at most from those of stock Whisper in float32, where both have the same tokens.",
+        "tokens are at most from those of stock Whisper in float32, where both have the same tokens. In float16 some "
+        "words are others, windows are then cut elsewhere, and a word in another window has another time. "
+        "What a process takes while it starts and loads hides what decoding takes below it.",
         ["model", "tokens", "without", "with times", "ratio", "times apart from stock float32's"],
         rows,
         raw,
