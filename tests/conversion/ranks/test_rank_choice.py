@@ -278,7 +278,7 @@ def test_contradictions_and_bad_values(no_weights, arguments, expected):
     ids=str,
 )
 def test_budgets_that_cannot_be_met_before_anything_is_calibrated(tiny, arguments, expected):
-    message = refusal(tiny, [torch.zeros(16_000)], processor=object(), **arguments)
+    message = refusal(tiny, [torch.ones(16_000)], processor=object(), **arguments)
     assert expected in message
 
 
