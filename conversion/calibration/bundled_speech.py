@@ -38,7 +38,8 @@ def read_bundled_speech(stock: PreTrainedModel, processor: ProcessorMixin) -> li
     features = processor.feature_extractor(probe.samples, sampling_rate=16_000, return_tensors="pt").input_features
     features = features[..., : 2 * stock.config.max_source_positions].to(stock.device, stock.dtype)
     with torch.inference_mode():
-        arguments = {"force_unique_generate_call": True, "num_beams": 1, "max_new_tokens": 48}
+        limit = min(48, stock.config.max_target_positions // 2)
+        arguments = {"force_unique_generate_call": True, "num_beams": 1, "max_new_tokens": limit}
         tokens = stock.generate(features, **arguments, **spoken(stock))  # type: ignore[operator]
     tokens = getattr(tokens, "sequences", tokens)
     said = processor.tokenizer.decode(tokens[0], skip_special_tokens=True)

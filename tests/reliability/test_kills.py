@@ -108,7 +108,12 @@ def test_convert(source, tmp_path, overwrite):
 
     def prepare(room: Path) -> list:
         shutil.copytree(before, room)
-        return ["convert", source, room / "model", *(["--overwrite"] if overwrite else ["--kv-rank", "4"])]
+        return [
+            "convert",
+            source,
+            room / "model",
+            *(["--overwrite"] if overwrite else ["--kv-rank", "4", "--method", "joint_svd"]),
+        ]
 
     code, events = run(prepare(tmp_path / "whole"), tmp_path / "whole")
     assert code == 0
@@ -137,7 +142,7 @@ def test_convert(source, tmp_path, overwrite):
 
 def test_transcribe(source, tmp_path):
     model = tmp_path / "model"
-    WhisperMLAForConditionalGeneration.from_whisper(str(source), kv_rank=4).save_pretrained(model)
+    WhisperMLAForConditionalGeneration.from_whisper(str(source), kv_rank=4, method="joint_svd").save_pretrained(model)
     WhisperProcessor.from_pretrained(source).save_pretrained(model)
     generator = torch.Generator().manual_seed(0)
     audios = [tmp_path / f"noise{number}.wav" for number in range(6)]

@@ -6,6 +6,7 @@ The wheel has no tests. The source distribution has the common ones (`tests/test
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -79,6 +80,13 @@ def fetch(cache: Path) -> Path:
     return folder
 
 
+def markers(folder: Path) -> set[str]:
+    """Names of the pytest markers that the fetched tests use, by themselves or by Transformers' decorators."""
+    files = [*folder.glob("*.py"), Path(transformers.__file__).with_name("testing_utils.py")]
+    texts = (path.read_text(encoding="utf-8") for path in files)
+    return {name for text in texts for name in re.findall(r"\bmark\.(\w+)", text)}
+
+
 def load(folder: Path) -> types.SimpleNamespace:
     """Import the common tests.
 
@@ -98,7 +106,7 @@ def load(folder: Path) -> types.SimpleNamespace:
             module = sys.modules[f"{PACKAGE}.{name}"] = types.ModuleType(f"{PACKAGE}.{name}")
             vars(module).update(content)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # their pytest marks are not registered here
+        warnings.simplefilter("ignore")
         modeling = importlib.import_module(f"{PACKAGE}.test_modeling_common")
         configuration = importlib.import_module(f"{PACKAGE}.test_configuration_common")
     return types.SimpleNamespace(

@@ -55,6 +55,8 @@ def common(request):
         folder = fetched_tests.fetch(request.config.cache.mkdir("transformers_suite"))
     except fetched_tests.NotAvailable as error:
         pytest.skip(f"Transformers' own model tests cannot be fetched from the package index: {error}")
+    for name in fetched_tests.markers(folder):  # else strict markers refuse them
+        request.config.addinivalue_line("markers", f"{name}: of Transformers' own tests")
     return fetched_tests.load(folder)
 
 

@@ -147,6 +147,11 @@ def add_to_name_tables(common, family: Family, monkeypatch) -> None:
         monkeypatch.setattr(common.modeling, "UNSHIFTED_LM_HEADS", {*unshifted, family.decoder.__name__})
 
 
+# Of the older name of the cache, which stock Whisper announces as deprecated by a warning that these tests ignore, and
+# which ours takes without a word; tests/modeling/test_transformers_releases.py has both names.
+NOT_COMPARED = {"test_bc_cache_name_forward"}
+
+
 def outcomes(case: type[unittest.TestCase]) -> tuple[dict[str, str], dict[str, str]]:
     """Run every test of a case.
 
@@ -154,7 +159,7 @@ def outcomes(case: type[unittest.TestCase]) -> tuple[dict[str, str], dict[str, s
         tuple: for each test "passed", "skipped" or "failed"; and of those that failed, why.
     """
     kinds, reasons = {}, {}
-    for name in unittest.defaultTestLoader.getTestCaseNames(case):
+    for name in sorted({*unittest.defaultTestLoader.getTestCaseNames(case)} - NOT_COMPARED):
         result = unittest.TestResult()
         case(name).run(result)
         wrong = result.failures + result.errors
