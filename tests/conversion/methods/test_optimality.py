@@ -31,9 +31,10 @@ def test_error_is_the_tail_of_the_squared_singular_values(name, options, weights
     weighting = own_norm(name, weights, moments, options)
     singular_values = torch.linalg.svdvals(weighting[0] @ stack(weights) @ weighting[1])
     largest = singular_values[0].item()
-    assert torch.allclose(factors.singular_values, singular_values, rtol=0, atol=1e-7 * largest)
+    # Roots of Gram matrices keep half of the digits: sqrt(width * eps) is 4e-8 here, and random examples come near it.
+    assert torch.allclose(factors.singular_values, singular_values, rtol=0, atol=1e-6 * largest)
     error = norm_in(weighting, stack(weights) - product(factors))
-    assert error == pytest.approx(singular_values[rank:].square().sum().sqrt().item(), abs=1e-7 * largest)
+    assert error == pytest.approx(singular_values[rank:].square().sum().sqrt().item(), abs=1e-6 * largest)
     assert factors.squared_error**0.5 == pytest.approx(error, abs=1e-6 * largest)
     assert factors.relative_error == pytest.approx(error / norm_in(weighting, stack(weights)), abs=1e-6)
 
