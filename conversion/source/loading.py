@@ -73,6 +73,11 @@ def read_config_fields(source: str | os.PathLike, **hub_arguments) -> dict:
         raise ConversionError(f"{source}: config.json cannot be read ({_first_line(error)}).") from error
     if not isinstance(fields, dict):
         raise ConversionError(f"{source}: config.json does not hold a configuration.")
+    rounding = fields.get("quantization_config")
+    if not isinstance(rounding, dict | None):
+        raise ConversionError(
+            f"{source}: config.json has quantization_config={rounding!r}: expected a mapping, or no such field."
+        )
     return fields
 
 
