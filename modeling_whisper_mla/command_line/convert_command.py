@@ -32,50 +32,52 @@ Language = Annotated[
 ]
 
 
-def ranks(text: str | None, option: str) -> int | list[int] | None:
+def ranks(text: str) -> int | list[int]:
     """Parse "192" or "192,128,64": one rank, or one for each layer."""
-    if text is None:
-        return None
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
-        raise typer.BadParameter(
-            f"{option} {text!r}: expected an integer, or one per layer separated by commas."
-        ) from None
+        raise typer.BadParameter(f"{text!r}: expected an integer, or one per layer separated by commas.") from None
     return numbers[0] if len(numbers) == 1 else numbers
 
 
-def dtypes(text: str | None) -> str | list[str | None] | None:
+def dtypes(text: str) -> str | list[str | None] | None:
     """Parse "int4" or "int8,none": one dtype of latents, or one for the text and one for the audio."""
-    if text is None:
-        return None
     names = [None if part.strip() == "none" else part.strip() for part in text.split(",")]
     return names[0] if len(names) == 1 else names
+
+
+_RANKS: dict[str, Any] = {"parser": ranks, "metavar": "TEXT"}
+# Of `convert`, and not arguments of `from_whisper` by the same name.
+_OWN_OPTIONS = {"source", "target", "cross_kv_per_layer", "weights", "include_code", "max_shard_size", "dtype"}
+_OWN_OPTIONS |= {"revision", "overwrite"}
 
 
 def convert(
     source: Source,
     target: Target,
     kv_rank: Annotated[
-        str | None,
-        typer.Option(help="Values cached per text position: one rank, or one per decoder layer (192,128,…)."),
+        Any,
+        typer.Option(help="Values cached per text position: a rank, or one per decoder layer (192,128,…).", **_RANKS),
     ] = None,
     cross_kv_rank: Annotated[
-        str | None, typer.Option(help="Values kept per audio frame for cross-attention; default: exact.")
+        Any, typer.Option(help="Values kept per audio frame for cross-attention; default: exact.", **_RANKS)
     ] = None,
     cross_kv_per_layer: Annotated[
         bool, typer.Option("--cross-kv-per-layer", help="One cross-attention latent per layer instead of a shared one.")
     ] = False,
     audio_kv_rank: Annotated[
-        str | None, typer.Option(help="Rank of encoder self-attention (caches nothing); default: stock.")
+        Any, typer.Option(help="Rank of encoder self-attention (caches nothing); default: stock.", **_RANKS)
     ] = None,
     cross_cache: Annotated[
         Literal["latent", "key_value"],
         typer.Option(help="Cross-attention on a latent, or with stock keys and values."),
     ] = "latent",
     latent_dtype: Annotated[
-        str | None,
+        Any,
         typer.Option(
+            parser=dtypes,
+            metavar="TEXT",
             help="Store cached latents rounded: int8, int4, or two of int8, int4, none for text and audio "
             "(int8,int4); auto: chosen with the ranks under a budget. Default: as the weights.",
             show_default=False,
@@ -151,29 +153,10 @@ def convert(
     revision: Revision = None,
     overwrite: Overwrite = False,
 ):
-    arguments: dict[str, Any] = {
-        "kv_rank": ranks(kv_rank, "--kv-rank"),
-        "cross_kv_rank": ranks(cross_kv_rank, "--cross-kv-rank"),
-        "cross_kv_shared": not cross_kv_per_layer,
-        "audio_kv_rank": ranks(audio_kv_rank, "--audio-kv-rank"),
-        "cross_cache": cross_cache,
-        "latent_dtype": dtypes(latent_dtype),
-        "preset": preset,
-        "method": method,
-        "calibration": calibration_argument(calibration),
-        "language": language,
-        "cache_cut": cache_cut,
-        "cache_bytes": cache_bytes,
-        "max_kl": max_kl,
-        "rank_multiple": rank_multiple,
-        "min_rank": min_rank,
-        "max_rank": max_rank,
-        "refit": refit,
-        "sequential": sequential,
-        "force": force,
-    }
-    options = {"preserved_key_dims": preserved_key_dims, "preserved_key_selection": preserved_key_selection}
-    arguments |= {name: value for name, value in options.items() if value is not None}
+    options = locals()
+    # But for the options of this command alone they are the arguments of from_whisper, which checks them.
+    arguments = {name: value for name, value in options.items() if name not in _OWN_OPTIONS and value is not None}
+    arguments |= {"cross_kv_shared": not cross_kv_per_layer, "calibration": calibration_argument(calibration)}
     if weights is not None and dtype not in (None, "float32"):
         raise typer.BadParameter(f"--weights {weights} with --dtype {dtype}: int8 weights go with float32.")
     if weights is not None:

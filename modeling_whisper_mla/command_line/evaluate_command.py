@@ -33,19 +33,7 @@ from whisper_mla.evaluation.utterances import Utterance
 from whisper_mla.transcription.fallback import FallbackOptions
 from whisper_mla.transcription.loading import load_for_transcription
 
-from . import console
-from .fallback_options import (
-    COMPRESSION_RATIO,
-    LOGPROB,
-    NO_SPEECH,
-    TEMPERATURES,
-    CompressionRatioThreshold,
-    ConditionOnPrevTokens,
-    LogprobThreshold,
-    NoSpeechThreshold,
-    Temperatures,
-    fallback_options,
-)
+from . import console, fallback_options
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Normalizer = Literal["auto", "english", "basic", "none"]
@@ -68,11 +56,11 @@ def evaluate(
     text_column: Annotated[str | None, typer.Option(help="Of the transcripts; default: the usual names.")] = None,
     num_beams: Annotated[int, typer.Option(min=1, help="1 is greedy decoding.")] = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Utterances decoded at once.")] = 8,
-    temperatures: Temperatures = TEMPERATURES,
-    compression_ratio_threshold: CompressionRatioThreshold = COMPRESSION_RATIO,
-    logprob_threshold: LogprobThreshold = LOGPROB,
-    no_speech_threshold: NoSpeechThreshold = NO_SPEECH,
-    condition_on_prev_tokens: ConditionOnPrevTokens = False,
+    temperatures: fallback_options.Temperatures = fallback_options.TEMPERATURES,
+    compression_ratio_threshold: fallback_options.CompressionRatioThreshold = fallback_options.COMPRESSION_RATIO,
+    logprob_threshold: fallback_options.LogprobThreshold = fallback_options.LOGPROB,
+    no_speech_threshold: fallback_options.NoSpeechThreshold = fallback_options.NO_SPEECH,
+    condition_on_prev_tokens: fallback_options.ConditionOnPrevTokens = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first utterances of each dataset.")] = None,
     output: Annotated[Path, typer.Option(help="The folder for results; an interrupted run continues.")] = Path(
         "evaluation"
@@ -89,7 +77,7 @@ def evaluate(
     revision: Annotated[str | None, typer.Option(help="Of Hub checkpoints.", show_default=False)] = None,
 ):
     check_arguments(output, name, confidence)
-    fallback = fallback_options(
+    fallback = fallback_options.parse(
         temperatures, compression_ratio_threshold, logprob_threshold, no_speech_threshold, condition_on_prev_tokens
     )
     with launched_processes() as processes:

@@ -20,7 +20,7 @@ ConditionOnPrevTokens = Annotated[
 ]
 
 
-def fallback_options(
+def parse(
     temperatures: str, compression_ratio: str, logprob: str, no_speech: str, condition_on_prev_tokens: bool
 ) -> FallbackOptions:
     """What was given on the command line.

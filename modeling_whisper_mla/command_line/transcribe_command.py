@@ -14,19 +14,7 @@ from whisper_mla.transcription.transcriber import Transcriber
 from whisper_mla.transcription.transcript_files import TIMED, output_names, render
 from whisper_mla.transcription.voice_activity import VoiceActivityDetector
 
-from . import console
-from .fallback_options import (
-    COMPRESSION_RATIO,
-    LOGPROB,
-    NO_SPEECH,
-    TEMPERATURES,
-    CompressionRatioThreshold,
-    ConditionOnPrevTokens,
-    LogprobThreshold,
-    NoSpeechThreshold,
-    Temperatures,
-    fallback_options,
-)
+from . import console, fallback_options
 from .transcribe_run import Job, run_batches
 
 Timestamps = Literal["none", "segment", "word"]
@@ -51,11 +39,11 @@ def transcribe(
     channels: Annotated[Channels, typer.Option(help="split: transcribe each apart, a speaker in each.")] = "mix",
     vad: Annotated[bool, typer.Option("--vad", help="Skip what holds no speech (extra: whisper-mla[vad]).")] = False,
     vad_threshold: Annotated[float, typer.Option(help="Probability of speech.")] = 0.5,
-    temperatures: Temperatures = TEMPERATURES,
-    compression_ratio_threshold: CompressionRatioThreshold = COMPRESSION_RATIO,
-    logprob_threshold: LogprobThreshold = LOGPROB,
-    no_speech_threshold: NoSpeechThreshold = NO_SPEECH,
-    condition_on_prev_tokens: ConditionOnPrevTokens = False,
+    temperatures: fallback_options.Temperatures = fallback_options.TEMPERATURES,
+    compression_ratio_threshold: fallback_options.CompressionRatioThreshold = fallback_options.COMPRESSION_RATIO,
+    logprob_threshold: fallback_options.LogprobThreshold = fallback_options.LOGPROB,
+    no_speech_threshold: fallback_options.NoSpeechThreshold = fallback_options.NO_SPEECH,
+    condition_on_prev_tokens: fallback_options.ConditionOnPrevTokens = False,
     line_width: Annotated[
         int | None,
         typer.Option(min=1, help="Of subtitles, in characters; default: no limit.", show_default=False),
@@ -80,7 +68,7 @@ def transcribe(
         raise typer.BadParameter("--highlight-words needs --format vtt and --timestamps word.")
     if timestamps is None:
         timestamps = "word" if highlight_words else "segment" if needs_times else "none"
-    options = fallback_options(
+    options = fallback_options.parse(
         temperatures, compression_ratio_threshold, logprob_threshold, no_speech_threshold, condition_on_prev_tokens
     )
     subtitles = SubtitleOptions(line_width, lines, highlight_words)

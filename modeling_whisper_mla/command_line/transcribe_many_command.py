@@ -24,19 +24,7 @@ from whisper_mla.hub.whole_file import write_whole
 from whisper_mla.transcription.loading import load_for_transcription
 from whisper_mla.transcription.transcriber import Transcriber
 
-from . import console
-from .fallback_options import (
-    COMPRESSION_RATIO,
-    LOGPROB,
-    NO_SPEECH,
-    TEMPERATURES,
-    CompressionRatioThreshold,
-    ConditionOnPrevTokens,
-    LogprobThreshold,
-    NoSpeechThreshold,
-    Temperatures,
-    fallback_options,
-)
+from . import console, fallback_options
 from .transcribe_command import Dtype, Task, Timestamps
 from .transcribe_many_view import show_summary, shown_progress
 
@@ -73,16 +61,16 @@ def transcribe_many_command(
     ] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Do what failed before again.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start afresh where OUTPUT has results.")] = False,
-    temperatures: Temperatures = TEMPERATURES,
-    compression_ratio_threshold: CompressionRatioThreshold = COMPRESSION_RATIO,
-    logprob_threshold: LogprobThreshold = LOGPROB,
-    no_speech_threshold: NoSpeechThreshold = NO_SPEECH,
-    condition_on_prev_tokens: ConditionOnPrevTokens = False,
+    temperatures: fallback_options.Temperatures = fallback_options.TEMPERATURES,
+    compression_ratio_threshold: fallback_options.CompressionRatioThreshold = fallback_options.COMPRESSION_RATIO,
+    logprob_threshold: fallback_options.LogprobThreshold = fallback_options.LOGPROB,
+    no_speech_threshold: fallback_options.NoSpeechThreshold = fallback_options.NO_SPEECH,
+    condition_on_prev_tokens: fallback_options.ConditionOnPrevTokens = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, …; default: an accelerator if any.")] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Default: float32 on the CPU, else the checkpoint's.")] = None,
     revision: Annotated[str | None, typer.Option(help="Of a Hub checkpoint.", show_default=False)] = None,
 ):
-    fallback = fallback_options(
+    fallback = fallback_options.parse(
         temperatures, compression_ratio_threshold, logprob_threshold, no_speech_threshold, condition_on_prev_tokens
     )
     transformers.utils.logging.disable_progress_bar()

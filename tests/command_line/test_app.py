@@ -13,27 +13,11 @@ import pytest
 import soundfile
 import torch
 from transformers import AutoConfig, AutoModelForSpeechSeq2Seq, AutoProcessor
-from typer.testing import CliRunner
 
 from whisper_mla import __version__
 from whisper_mla.command_line import app as module
-from whisper_mla.command_line.app import app
 
-runner = CliRunner()
-
-
-def run(*arguments, code=0):
-    result = runner.invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    return result
-
-
-def error_line(*arguments) -> str:
-    result = run(*arguments, code=1)
-    assert "Traceback" not in result.output
-    lines = [line for line in result.stderr.splitlines() if line.startswith("Error:")]
-    assert len(lines) == 1, result.output
-    return lines[0]
+from .invoke import error_line, run
 
 
 @pytest.fixture(scope="module")

@@ -7,32 +7,16 @@ import shutil
 import matplotlib.image
 import pytest
 from transformers import AutoConfig, AutoProcessor
-from typer.testing import CliRunner
 
 from tests.conftest import random_whisper
 from tests.conversion.tiny import random_statistics
 from tests.rounding import same_divergence
 from whisper_mla import WhisperMLAForConditionalGeneration
 from whisper_mla.command_line import convert_command as command
-from whisper_mla.command_line.app import app
 from whisper_mla.conversion import load_statistics, save_statistics
 from whisper_mla.conversion.calibration import statistics_file
 
-runner = CliRunner()
-
-
-def run(*arguments, code=0):
-    result = runner.invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
-    assert result.exit_code == code, result.output
-    return result
-
-
-def error_line(*arguments) -> str:
-    result = run(*arguments, code=1)
-    assert "Traceback" not in result.output
-    lines = [line for line in result.stderr.splitlines() if line.startswith("Error:")]
-    assert len(lines) == 1, result.output
-    return lines[0]
+from .invoke import error_line, run
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +168,7 @@ def test_wrong_usage_exits_with_two(digits_folder, calibrated, recordings, tmp_p
     convert = ["convert", digits_folder, tmp_path / "x", "--kv-rank", "40"]
     run(*convert, "--calibration", calibrated[0], "--calibration", recordings, code=2)
     run(*convert, "--cache-cut", "most", code=2)
-    assert "--cross-kv-rank 'abc'" in run(*convert, "--cross-kv-rank", "abc", code=2).output
+    assert "'abc': expected an integer" in run(*convert, "--cross-kv-rank", "abc", code=2).output
     run("calibrate", digits_folder, code=2)
     run("calibrate", digits_folder, recordings, "--output", tmp_path / "x.bin", code=2)
     assert list(tmp_path.iterdir()) == []

@@ -2,22 +2,16 @@
 
 import csv
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import soundfile
 import webvtt
-from typer.testing import CliRunner
 
-from whisper_mla.command_line.app import app
+from .invoke import run as run_command
 
-runner = CliRunner()
-
-
-def run(*arguments, code=0):
-    result = runner.invoke(app, ["transcribe", *[str(argument) for argument in arguments]])
-    assert result.exit_code == code, result.output
-    return result
+run = partial(run_command, "transcribe")
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +101,7 @@ def test_int8_weights_made_on_loading_or_before(digits_folder, clips, tmp_path):
     """Rounded by `convert`, or an exact conversion rounded by `transcribe`: the same words, smaller weights."""
     clip = clips["clip07"]
     for name, options in {"exact": [], "int8": ["--weights", "int8"]}.items():
-        arguments = ["convert", str(digits_folder), str(tmp_path / name), *options]
-        result = runner.invoke(app, arguments)
-        assert result.exit_code == 0, result.output
+        result = run_command("convert", digits_folder, tmp_path / name, *options)
         assert ("Weights: int8" in result.output) == (name == "int8")
     assert json.loads((tmp_path / "int8" / "config.json").read_text())["quantization_config"]
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("exact", "int8")]

@@ -6,37 +6,24 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jiwer
 import pytest
 import torch
 from transformers import GenerationConfig
-from typer.testing import CliRunner
 
 from whisper_mla import WhisperMLAForConditionalGeneration
-from whisper_mla.command_line.app import app
 from whisper_mla.command_line.evaluate_command import result_files
 from whisper_mla.evaluation import evaluate_model
 from whisper_mla.evaluation.processes import Processes
 
+from ..command_line import invoke
+
 NAMES = ("clip00", "clip01", "clip02", "clip03", "clip07")
+run, error_line = partial(invoke.run, "evaluate"), partial(invoke.error_line, "evaluate")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "evaluate.py"
-runner = CliRunner()
-
-
-def run(*arguments, code=0):
-    result = runner.invoke(app, ["evaluate", *map(str, arguments)])
-    assert result.exit_code == code, result.output
-    return result
-
-
-def error_line(*arguments) -> str:
-    result = run(*arguments, code=1)
-    assert "Traceback" not in result.output
-    lines = [line for line in result.stderr.splitlines() if line.startswith("Error:")]
-    assert len(lines) == 1, result.output
-    return lines[0]
 
 
 def write_dataset(folder: Path, clips, names, **changed) -> Path:
