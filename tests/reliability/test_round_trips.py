@@ -4,6 +4,7 @@ import os
 import tempfile
 from unittest import mock
 
+import hypothesis
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.properties
 
 # 2,000; fewer only where a run says so (CI at the oldest Transformers).
 EXAMPLES = int(os.environ.get("WHISPER_MLA_EXAMPLES", "2000"))
+PARTS = 4  # so that several processes share them
 NEW_TOKENS = 3
 VOCABULARY = 40
 
@@ -117,15 +119,18 @@ def assert_right_cache(cache: LatentCache, model, example) -> None:
     assert cache.nbytes == size.self_attention + in_cross_cache
 
 
-@settings(
-    max_examples=EXAMPLES,
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
-@given(examples())
-def test_round_trip(example):
+@pytest.mark.parametrize("part", range(PARTS))
+def test_round_trip(part):
+    as_many = settings(
+        max_examples=EXAMPLES // PARTS,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+    hypothesis.seed(part)(as_many(given(examples())(check_round_trip)))()
+
+
+def check_round_trip(example) -> None:
     stock = random_whisper(example["seed"], **example["shape"]).to(example["dtype"])
     features = random_features(stock, example["batch"])
     model = WhisperMLAForConditionalGeneration.from_whisper(stock, **example["latents"])
