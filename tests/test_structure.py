@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,6 +68,13 @@ def test_nothing_imports_what_is_built_on_it():
         above = ON_TOP[ON_TOP.index(part) + 1 :] if part in ON_TOP else ON_TOP
         for name in imported(module, path):
             assert not name.startswith(tuple(f"whisper_mla.{other}" for other in above)), f"{path} imports {name}"
+
+
+def test_only_the_plug_in_imports_vllm_and_nothing_imports_it():
+    for module, path in modules().items():
+        names = list(imported(module, path))
+        if not module.startswith("whisper_mla.vllm_plugin"):
+            assert not any(re.match(r"vllm\b|whisper_mla\.vllm_plugin\b", name) for name in names), path
 
 
 def test_the_configuration_needs_nothing_else():

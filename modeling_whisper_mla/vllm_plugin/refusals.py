@@ -1,0 +1,38 @@
+"""What vLLM cannot hold of a Whisper-MLA model, said before any weights are loaded. vLLM is not needed."""
+
+from ..configuration.configuration_whisper_mla import WhisperMLAConfig
+
+
+def check_served(config: WhisperMLAConfig, cache_dtype: str = "auto", tensor_parallel_size: int = 1) -> None:
+    """Raise unless vLLM can serve the model.
+
+    Args:
+        config: of the checkpoint.
+        cache_dtype: vLLM's `--kv-cache-dtype`.
+        tensor_parallel_size: vLLM's `--tensor-parallel-size`.
+
+    Raises:
+        ValueError: names the field, its value and the remedy.
+    """
+    if config.latent_dtypes != [None, None]:
+        raise ValueError(
+            f"latent_dtype={config.latent_dtype!r}: vLLM's cache holds latents in the model's dtype, not rounded ones. "
+            "The weights are the same without the rounding: serve with --hf-overrides '{\"latent_dtype\": null}'."
+        )
+    if cache_dtype not in ("auto", "float32", "float16", "bfloat16"):
+        raise ValueError(
+            f"--kv-cache-dtype {cache_dtype}: latents are cached in the model's dtype. Leave the option out; to cache "
+            "less, convert with a kv_rank and cross_kv_rank."
+        )
+    heads = config.decoder_attention_heads
+    if heads % tensor_parallel_size or config.encoder_attention_heads % tensor_parallel_size:
+        raise ValueError(
+            f"--tensor-parallel-size {tensor_parallel_size}: {heads} decoder and {config.encoder_attention_heads} "
+            "encoder attention heads cannot be split evenly. Give a number that divides both."
+        )
+
+
+INT8_WEIGHTS = (
+    "quantization_config.quant_method='whisper_mla_int8': int8 weights run in Transformers on CPUs only, not in vLLM. "
+    "Serve a checkpoint in floating point: convert again without --weights int8."
+)

@@ -1,0 +1,47 @@
+"""What vLLM cannot hold is refused by name; vLLM is not needed."""
+
+import logging
+import sys
+import types
+
+import pytest
+
+from whisper_mla import WhisperMLAConfig
+from whisper_mla.configuration.presets import whisper_config
+from whisper_mla.vllm_plugin import SUPPORTED_VLLM, register
+from whisper_mla.vllm_plugin.refusals import check_served
+
+
+def base(**latent_fields) -> WhisperMLAConfig:
+    return WhisperMLAConfig.from_whisper_config(whisper_config("base"), **latent_fields)
+
+
+@pytest.mark.parametrize("latent_dtype", ["int8", ["int4", None], [None, "int4"]])
+def test_rounded_latents_are_refused(latent_dtype):
+    with pytest.raises(ValueError, match=r"latent_dtype=.*int[48].*--hf-overrides"):
+        check_served(base(latent_dtype=latent_dtype))
+
+
+def test_a_quantised_cache_is_refused():
+    with pytest.raises(ValueError, match=r"--kv-cache-dtype fp8: .*kv_rank"):
+        check_served(base(), cache_dtype="fp8")
+
+
+def test_heads_that_cannot_be_split_are_refused():
+    with pytest.raises(ValueError, match=r"--tensor-parallel-size 3: 8 decoder and 8 encoder attention heads"):
+        check_served(base(), tensor_parallel_size=3)
+
+
+@pytest.mark.parametrize("fields", [{}, {"kv_rank": [1, 2, 3, 4, 5, 512], "cross_kv_rank": 7}])
+def test_every_rank_is_served(fields):
+    check_served(base(**fields), cache_dtype="auto", tensor_parallel_size=2)
+
+
+def test_another_vllm_is_left_alone_with_a_reason(monkeypatch, caplog):
+    """Its ModelRegistry is not asked for: this module has none."""
+    other = types.ModuleType("vllm")
+    other.__version__ = "0.31.2"
+    monkeypatch.setitem(sys.modules, "vllm", other)
+    with caplog.at_level(logging.ERROR):
+        register()
+    assert "vLLM 0.31.2 cannot serve Whisper-MLA models" in caplog.text and SUPPORTED_VLLM in caplog.text
