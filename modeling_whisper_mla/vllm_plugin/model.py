@@ -6,10 +6,13 @@ Audio, prompts, languages, tasks, timestamps and the speech-to-text protocol are
 from collections.abc import Iterable
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from vllm.compilation.decorators import support_torch_compile
-from vllm.config import VllmConfig
+from vllm.config import SpeechToTextConfig, VllmConfig
+from vllm.config.speech_to_text import SpeechToTextParams
+from vllm.inputs import PromptType
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.models import whisper
@@ -18,7 +21,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from .cache_layout import cache_layout
 from .latent_layers import LatentCrossAttention, LatentSelfAttention
-from .refusals import check_served
+from .refusals import check_audio, check_served
 from .served_weights import served_weights
 
 
@@ -151,6 +154,21 @@ class WhisperMLAForConditionalGeneration(whisper.WhisperForConditionalGeneration
         )
         self.proj_out = head.tie_weights(self.model.decoder.embed_tokens)
         self.logits_processor = LogitsProcessor(config.vocab_size)
+
+    @classmethod
+    def get_generation_prompt(cls, stt_params: SpeechToTextParams) -> PromptType:
+        """As `WhisperForConditionalGeneration.get_generation_prompt`; the text of a request's `prompt` follows the
+        token that Whisper has for it (vLLM 0.32 writes `<|prev|>`, which its tokenizers do not know)."""
+        check_audio(stt_params.audio)
+        prompt = super().get_generation_prompt(stt_params)
+        decoder_prompt = prompt["decoder_prompt"]
+        decoder_prompt["prompt"] = decoder_prompt["prompt"].replace("<|prev|>", "<|startofprev|>", 1)
+        return prompt
+
+    @classmethod
+    def get_language_detection_prompt(cls, audio: np.ndarray, stt_config: SpeechToTextConfig) -> PromptType:
+        check_audio(audio)
+        return super().get_language_detection_prompt(audio, stt_config)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         return super().load_weights(served_weights(weights))

@@ -1,5 +1,7 @@
 """What vLLM cannot hold of a Whisper-MLA model, said before any weights are loaded. vLLM is not needed."""
 
+import numpy as np
+
 from ..configuration.configuration_whisper_mla import WhisperMLAConfig
 
 
@@ -30,6 +32,21 @@ def check_served(config: WhisperMLAConfig, cache_dtype: str = "auto", tensor_par
             f"--tensor-parallel-size {tensor_parallel_size}: {heads} decoder and {config.encoder_attention_heads} "
             "encoder attention heads cannot be split evenly. Give a number that divides both."
         )
+
+
+def check_audio(samples: np.ndarray) -> None:
+    """Raise unless there is something to hear.
+
+    Args:
+        samples: `[samples]`, of one request or a part of it.
+
+    Raises:
+        ValueError: no samples, or some that are no finite numbers. vLLM answers the request with the sentence.
+    """
+    if not samples.size:
+        raise ValueError("file: the audio has 0 samples. Send a recording with sound in it.")
+    if not np.isfinite(samples).all():
+        raise ValueError("file: the audio has samples that are NaN or infinite. Send one in PCM, or repair it.")
 
 
 INT8_WEIGHTS = (

@@ -4,12 +4,13 @@ import logging
 import sys
 import types
 
+import numpy as np
 import pytest
 
 from whisper_mla import WhisperMLAConfig
 from whisper_mla.configuration.presets import whisper_config
 from whisper_mla.vllm_plugin import SUPPORTED_VLLM, register
-from whisper_mla.vllm_plugin.refusals import check_served
+from whisper_mla.vllm_plugin.refusals import check_audio, check_served
 
 
 def base(**latent_fields) -> WhisperMLAConfig:
@@ -35,6 +36,13 @@ def test_heads_that_cannot_be_split_are_refused():
 @pytest.mark.parametrize("fields", [{}, {"kv_rank": [1, 2, 3, 4, 5, 512], "cross_kv_rank": 7}])
 def test_every_rank_is_served(fields):
     check_served(base(**fields), cache_dtype="auto", tensor_parallel_size=2)
+
+
+@pytest.mark.parametrize(("samples", "said"), [([], "0 samples"), ([0.1, np.nan], "NaN"), ([-np.inf], "infinite")])
+def test_audio_without_sound_is_refused(samples, said):
+    with pytest.raises(ValueError, match=f"file: .*{said}"):
+        check_audio(np.array(samples, dtype=np.float32))
+    check_audio(np.zeros(1, dtype=np.float32))  # silence is audio
 
 
 def test_another_vllm_is_left_alone_with_a_reason(monkeypatch, caplog):
