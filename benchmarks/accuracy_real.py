@@ -22,7 +22,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from whisper_mla import WhisperMLAForConditionalGeneration, quantize_weights
 from whisper_mla.configuration import cache_size
 from whisper_mla.conversion import calibrate, save_statistics
-from whisper_mla.conversion.calibration.clips import read_clips
+from whisper_mla.conversion.calibration.clips import Clip, read_clips
 from whisper_mla.conversion.calibration.make_examples import make_examples
 from whisper_mla.conversion.ranks.quality import HeldOut
 from whisper_mla.evaluation.intervals import bootstrap_interval, compare_paired
@@ -32,10 +32,12 @@ from whisper_mla.evaluation.word_errors import count_word_errors
 CALIBRATED = {"method": "fisher", "refit": False}
 BY_WEIGHTS = {"method": "joint_svd"}  # named, so that the conversion does not measure itself as well
 NEEDS_CALIBRATION = "fisher"
+BENCHMARK_ONLY = ("weights", "minutes")
 
 
 def jobs(width: int) -> dict[str, dict]:
-    """Conversions: what the table calls them, to arguments of `from_whisper`, and "weights" for what follows it."""
+    """Conversions: what the table calls them, to arguments of `from_whisper`; "weights" for what follows it,
+    "minutes" of the calibration folder instead of the speech that comes with the package."""
     half, quarter = width // 2, width // 4
     return {
         "exact": {},
@@ -55,6 +57,19 @@ def jobs(width: int) -> dict[str, dict]:
         **{
             f"ranks and bits chosen for −{cut:.0%} of the cache": {"cache_cut": cut, "latent_dtype": "auto"}
             for cut in (0.95, 0.93, 0.97)
+        },
+        **{
+            f"mixed bits for −{cut:.0%} of the cache": {"cache_cut": cut, "latent_dtype": "mixed"}
+            for cut in (0.93, 0.95, 0.96, 0.97, 0.98)
+        },
+        **{
+            f"mixed bits for −{cut:.0%} of the cache, {minutes} min": {
+                "cache_cut": cut,
+                "latent_dtype": "mixed",
+                "minutes": minutes,
+            }
+            for cut in (0.96, 0.97)
+            for minutes in (1, 2, 5, 14)
         },
         "joint_svd, kv_rank d/2": {"kv_rank": half, **BY_WEIGHTS},
         "joint_svd, kv_rank d/4": {"kv_rank": quarter, **BY_WEIGHTS},
@@ -122,6 +137,18 @@ class Dev:
         }
 
 
+def some_minutes(folder: Path, minutes: float) -> list[Clip]:
+    """Clips without transcripts, evenly spread over the folder, of `minutes` together at most."""
+    clips = [Clip(clip.name, clip.samples) for clip in read_clips(folder)]
+    left, chosen = minutes * 60 * 16_000, []
+    order = [i for start in range(7) for i in range(start, len(clips), 7)]
+    for i in order:
+        if len(clips[i].samples) <= left:
+            left -= len(clips[i].samples)
+            chosen.append(clips[i])
+    return chosen
+
+
 def run(model_folder: Path, data: Path, language: str, partial: Path, every: int, only: str) -> list[dict]:
     stock = WhisperForConditionalGeneration.from_pretrained(model_folder, dtype=torch.float32).eval()
     processor = WhisperProcessor.from_pretrained(model_folder)
@@ -142,14 +169,17 @@ def run(model_folder: Path, data: Path, language: str, partial: Path, every: int
             # Ranks and bits are chosen on the speech that comes with the package, for which a processor is needed.
             calibration = {}
             if "cache_cut" in arguments:  # of the cache in float16, as in the table
-                calibration = {"processor": processor, "cache_cut": None}
+                calibration = {"processor": processor, "cache_cut": None, "force": True}
                 calibration["cache_bytes"] = int((1 - arguments["cache_cut"]) * stock_bytes)
+            if "minutes" in arguments:
+                calibration["calibration"] = some_minutes(data / "calibration", arguments["minutes"])
+                calibration |= spoken
             if arguments.get("method") == NEEDS_CALIBRATION:
                 if not statistics.exists():
                     clips = data / "calibration"
                     save_statistics(calibrate(stock, clips, processor, encoder=False, **spoken), statistics)
                 calibration = {"calibration": statistics, "force": True}
-            given = {field: value for field, value in arguments.items() if field != "weights"}
+            given = {field: value for field, value in arguments.items() if field not in BENCHMARK_ONLY}
             model = WhisperMLAForConditionalGeneration.from_whisper(stock, **{**given, **calibration})
         is_rounded = arguments is not None and "weights" in arguments
         if is_rounded:

@@ -1,5 +1,6 @@
 """How large the decode cache is: pure arithmetic on a configuration, nothing is allocated."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import WhisperConfig
@@ -58,7 +59,10 @@ def cache_size(
     # Not by class: code loaded with trust_remote_code has a class of its own.
     if config.model_type == WhisperMLAConfig.model_type:
         group, text_bits, audio_bits = config.latent_group_size, config.text_latent_bits, config.audio_latent_bits
-        text_bytes = sum(latent_bytes(rank, text_bits, group, bytes_per_value) for rank in config.kv_ranks)
+        text_bytes = sum(
+            latent_bytes(rank, bits, group, bytes_per_value)
+            for rank, bits in zip(config.kv_ranks, text_bits, strict=True)
+        )
         audio_bytes = latent_bytes(config.cross_latent_width, audio_bits, group, bytes_per_value)
         latent_cross = batch_size * frames * audio_bytes
         cross_bytes = latent_cross if config.cross_cache == "latent" else key_value_cross * bytes_per_value
@@ -67,13 +71,18 @@ def cache_size(
     return CacheSize(self_values * bytes_per_value, key_value_cross * bytes_per_value)
 
 
-def latent_bytes(width: int, bits: int | None, group_size: int, bytes_per_value: int) -> int:
+def latent_bytes(width: int, bits: int | Sequence[int] | None, group_size: int, bytes_per_value: int) -> int:
     """Bytes of the latent of one position.
 
     Args:
         width: its values.
-        bits: of a rounded value, or None where it is kept in the model's dtype.
-        group_size: rounded values that share a scale and a minimum of 2 bytes each.
+        bits: of a rounded value, or of those of each group (mixed), or None where it is kept in the model's dtype.
+        group_size: rounded values that share a scale and a minimum of 2 bytes each; mixed ones share one scale of 2
+            bytes, all groups.
         bytes_per_value: of the model's dtype.
     """
-    return width * bytes_per_value if bits is None else width * bits // 8 + 4 * width // group_size
+    if bits is None:
+        return width * bytes_per_value
+    if not isinstance(bits, int):
+        return sum(bits) * group_size // 8 + 2
+    return width * bits // 8 + 4 * width // group_size

@@ -6,6 +6,8 @@ from transformers import WhisperConfig
 _RANK_RANGE = "an integer from 1 to d_model ({d_model}), where d_model means exact"
 # Bits of a code for each dtype of rounded latents.
 LATENT_BITS = {"int8": 8, "int4": 4}
+# Both latents have groups of bits of their own, `kv_bits` and `cross_kv_bits`.
+MIXED = "mixed"
 
 
 class WhisperMLAConfig(WhisperConfig):
@@ -32,10 +34,16 @@ class WhisperMLAConfig(WhisperConfig):
         latent_dtype (`str` or `list[str | None]`, *optional*):
             What cached latents are stored in: `None`, the model's dtype; `"int8"` or `"int4"`, rounded in groups that
             share a scale and a minimum in float16 (see `latent_quantization.py`). One for all, or two: of the text
-            (decoder self-attention) and of the audio (cross-attention).
+            (decoder self-attention) and of the audio (cross-attention). Or `"mixed"`: both latents hold their
+            principal directions, in groups that have bits of their own (see `mixed_quantization.py`).
+        kv_bits (`list[list[int]]`, *optional*):
+            With `latent_dtype="mixed"`: for each decoder layer the bits of each group of its latent, 1 to 8. The
+            layer's `kv_rank` is their number times `latent_group_size`, below `d_model`.
+        cross_kv_bits (`list[int]`, *optional*):
+            The same of the latent of the audio, which all layers share, and `cross_kv_rank`.
         latent_group_size (`int`, defaults to 32):
             Values in a group, a power of two from 4 that divides the width of every rounded latent. With 32 a value
-            takes 9 bits in int8 and 5 in int4.
+            takes 9 bits in int8 and 5 in int4. For `"mixed"` at least 8.
 
     The fields must not begin with "decoder" or "encoder": `get_text_config(decoder=True)` renames such fields.
 
@@ -52,6 +60,8 @@ class WhisperMLAConfig(WhisperConfig):
     audio_kv_rank: int | list[int] | None = None
     cross_cache: str = "latent"
     latent_dtype: str | list[str | None] | None = None
+    kv_bits: list[list[int]] | None = None
+    cross_kv_bits: list[int] | None = None
     latent_group_size: int = 32
 
     def __post_init__(self, **kwargs):
@@ -101,11 +111,14 @@ class WhisperMLAConfig(WhisperConfig):
         value, size = self.latent_dtype, self.latent_group_size
         if isinstance(value, tuple):
             value = self.latent_dtype = list(value)
+        if value == MIXED or self.kv_bits is not None or self.cross_kv_bits is not None:
+            self._check_mixed()
+            return
         both = self.latent_dtypes
         if len(both) != 2 or any(dtype not in (None, *LATENT_BITS) for dtype in both):
             raise ValueError(
                 f"latent_dtype={value!r}: expected None (the model's dtype), {', '.join(map(repr, LATENT_BITS))}, or "
-                "two of these: of the text and of the audio."
+                f"two of these: of the text and of the audio; or {MIXED!r}."
             )
         if isinstance(size, bool) or not isinstance(size, int) or size < 4 or size & (size - 1):
             raise ValueError(f"latent_group_size={size!r}: expected a power of two from 4, such as 32.")
@@ -122,6 +135,29 @@ class WhisperMLAConfig(WhisperConfig):
                 raise ValueError(
                     f"latent_group_size={size}: does not divide {named}, and latent_dtype={value!r} rounds in such "
                     "groups. Give a group size that divides every rank, or ranks that are multiples of it."
+                )
+
+    def _check_mixed(self):
+        """Raise `ValueError` unless the bits of mixed latents fit their ranks."""
+        size = self.latent_group_size
+        if self.latent_dtype != MIXED:
+            raise ValueError(f"kv_bits, cross_kv_bits: belong to latent_dtype={MIXED!r}, not {self.latent_dtype!r}.")
+        if self.kv_bits is None or self.cross_kv_bits is None:
+            raise ValueError(f"latent_dtype={MIXED!r}: needs kv_bits and cross_kv_bits, which a conversion finds.")
+        if isinstance(size, bool) or not isinstance(size, int) or size < 8 or size & (size - 1):
+            raise ValueError(f"latent_group_size={size!r}: expected a power of two from 8, such as 32.")
+        if self.cross_cache != "latent" or not self.cross_kv_shared:
+            raise ValueError(f"latent_dtype={MIXED!r}: needs cross_cache='latent' and cross_kv_shared=True.")
+        rows = [*self.kv_bits, self.cross_kv_bits]
+        if any(type(bits) is not int or not 1 <= bits <= 8 for row in rows for bits in row):
+            raise ValueError(f"kv_bits={self.kv_bits!r}, cross_kv_bits={self.cross_kv_bits!r}: expected 1 to 8 bits.")
+        fields = [("kv_rank", self.kv_ranks, self.kv_bits), ("cross_kv_rank", self.cross_kv_ranks[:1], rows[-1:])]
+        for field, ranks, found in fields:
+            expected = [size * len(row) for row in found]
+            if ranks != expected or not all(0 < rank < self.d_model for rank in expected):
+                raise ValueError(
+                    f"{field}={getattr(self, field)!r}: with latent_group_size={size} the bits say {expected}, which "
+                    f"must be below d_model={self.d_model}."
                 )
 
     def _per_layer(self, rank: int | list[int] | None, num_layers: int) -> list[int]:
@@ -148,13 +184,18 @@ class WhisperMLAConfig(WhisperConfig):
         return list(self.latent_dtype) if isinstance(self.latent_dtype, list) else [self.latent_dtype] * 2
 
     @property
-    def text_latent_bits(self) -> int | None:
-        """Bits of a rounded value of the text's latents, without its share of scale and minimum, or None."""
-        return LATENT_BITS.get(self.latent_dtypes[0] or "")
+    def text_latent_bits(self) -> list[int | tuple[int, ...] | None]:
+        """For each decoder layer the bits of a rounded value of its latents, without its share of scale and minimum;
+        mixed: of each group; None: not rounded."""
+        if self.latent_dtype == MIXED:
+            return [tuple(row) for row in self.kv_bits or []]
+        return [LATENT_BITS.get(self.latent_dtypes[0] or "")] * self.decoder_layers
 
     @property
-    def audio_latent_bits(self) -> int | None:
+    def audio_latent_bits(self) -> int | tuple[int, ...] | None:
         """The same of the audio's latent."""
+        if self.latent_dtype == MIXED:
+            return tuple(self.cross_kv_bits or [])
         return LATENT_BITS.get(self.latent_dtypes[1] or "")
 
     @property
@@ -212,6 +253,8 @@ LATENT_FIELDS = (
     "audio_kv_rank",
     "cross_cache",
     "latent_dtype",
+    "kv_bits",
+    "cross_kv_bits",
     "latent_group_size",
 )
 

@@ -56,8 +56,8 @@ def from_whisper(
         cross_kv_shared: with `cross_kv_rank`: one latent for all layers, or one per layer.
         audio_kv_rank: rank of encoder self-attention; None: stock.
         cross_cache: "latent", or "key_value" for stock cross-attention.
-        latent_dtype: what cached latents are stored in, see `WhisperMLAConfig`: "int8", "int4", or two of these for
-            text and audio; None: the model's dtype; "auto": chosen with the ranks under a budget.
+        latent_dtype: of cached latents, see `WhisperMLAConfig`: "int8", "int4", or two for text and audio; None: the
+            model's; "auto": chosen with the ranks under a budget; "mixed": bits by direction, see `choose_bits`.
         latent_group_size: values that are rounded together.
         preset: instead of ranks and `latent_dtype`: "lossless", "near-lossless" or "small", see `with_preset`.
         method: how low-rank projections are found, see `METHODS`; None: "fisher". Named, without calibration, the

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from whisper_mla.configuration.configuration_whisper_mla import WhisperMLAConfig
+from whisper_mla.configuration.configuration_whisper_mla import MIXED, WhisperMLAConfig
 
 from .calibration.calibrate import NO_PROCESSOR, read_calibration
 from .calibration.statistics import Statistics
@@ -48,6 +48,7 @@ class Plan:
         loading: keyword arguments of `from_pretrained` of the source.
         bundled: whether calibration is the bundled speech.
         chooses_rounding: whether the budget chooses `latent_dtype` too.
+        mixes_bits: whether latents get bits by direction; ranks follow, so that until then nothing is latent.
     """
 
     source: str | os.PathLike | PreTrainedModel
@@ -65,6 +66,7 @@ class Plan:
     loading: dict[str, Any]
     bundled: bool = False
     chooses_rounding: bool = False
+    mixes_bits: bool = False
 
     @classmethod
     def from_arguments(
@@ -106,6 +108,8 @@ class Plan:
         fields = {"method": method, "options": options, "calibration": calibration, "loading": loading}
         if latent_fields.get("latent_dtype") == CHOSEN:
             latent_fields, fields["chooses_rounding"] = {**latent_fields, "latent_dtype": "int4"}, True
+        elif latent_fields.get("latent_dtype") == MIXED:
+            latent_fields, fields["mixes_bits"] = {**latent_fields, "latent_dtype": None}, True
         plan = cls(source, latent_fields, budget, **fields, **arguments)
         budget.check()
         for refusal in _REFUSALS:
@@ -121,7 +125,7 @@ class Plan:
             self.budget.ranks(config.d_model)
         elif self.refit and all(latent.in_encoder for latent in low_rank):
             raise ValueError("refit=True: nothing in the decoder to refit. Give kv_rank, cross_kv_rank or a budget.")
-        if not (low_rank or self.budget.is_given or rounds):
+        if not (low_rank or self.budget.is_given or rounds or self.mixes_bits):
             return replace(self, calibration=None)
         if self.calibration is None:
             logger.warning(
@@ -131,6 +135,8 @@ class Plan:
             return self
         processor = self.processor or processor_of(self.source, self.loading)
         if self.calibration is BUNDLED:
+            if processor is None and self.mixes_bits:
+                raise ConversionError(NO_PROCESSOR)
             if processor is None:
                 logger.warning("Neither calibrated nor measured: the source has no processor (processor=).")
                 return self.without_audio()
@@ -149,7 +155,10 @@ class Plan:
 
         Raises:
             ValueError: there are options of a method that needs audio.
+            ConversionError: latents get bits by direction, which only audio can tell.
         """
+        if self.mixes_bits:
+            raise ConversionError("latent_dtype='mixed': needs audio of the kind that the model hears (calibration=).")
         if self.options:
             name = next(iter(self.options))
             raise ValueError(
@@ -166,7 +175,8 @@ class Plan:
     @property
     def may_refit(self) -> bool:
         """Whether up projections may be refitted together."""
-        return self.method == "fisher" and not self.sequential and self.refit is not False and not self.bundled
+        never = self.sequential or self.mixes_bits or self.bundled or self.refit is False
+        return self.method == "fisher" and not never
 
     @property
     def has_a_rank(self) -> bool:
@@ -186,6 +196,9 @@ class Plan:
         return self.approach if self.needs_moments else ""
 
 
+_SETTLED_BY_MIXING = ("kv_rank", "cross_kv_rank", "cross_kv_shared", "cross_cache")
+
+
 class _Refusal(NamedTuple):
     """Arguments that do not go together."""
 
@@ -196,6 +209,24 @@ class _Refusal(NamedTuple):
 
 # Tried in this order, before anything is read.
 _REFUSALS = (
+    _Refusal(
+        lambda plan: plan.mixes_bits and (plan.method != "fisher" or plan.sequential or plan.refit),
+        ValueError,
+        "latent_dtype='mixed': needs method='fisher' without sequential and refit.",
+    ),
+    _Refusal(
+        lambda plan: (
+            plan.mixes_bits
+            and [plan.latent_fields[name] for name in _SETTLED_BY_MIXING] != [None, None, True, "latent"]
+        ),
+        ValueError,
+        f"latent_dtype='mixed': settles {', '.join(_SETTLED_BY_MIXING)}: leave them out.",
+    ),
+    _Refusal(
+        lambda plan: plan.mixes_bits and plan.budget.max_kl is not None,
+        ValueError,
+        "latent_dtype='mixed': takes cache_cut or cache_bytes, not max_kl.",
+    ),
     _Refusal(
         lambda plan: plan.refit and (plan.method != "fisher" or plan.sequential),
         ValueError,
@@ -243,6 +274,7 @@ _REFUSALS = (
             and not plan.has_a_rank
             and not plan.budget.is_given
             and plan.latent_fields.get("latent_dtype") is None
+            and not plan.mixes_bits
         ),
         ValueError,
         "calibration: has nothing to calibrate, the conversion is exact. Give kv_rank, cross_kv_rank, audio_kv_rank, "

@@ -17,6 +17,7 @@ from whisper_mla.modeling_whisper_mla import WhisperMLAForConditionalGeneration
 from .build import build
 from .calibration.calibrate import running_copy
 from .errors import ConversionError
+from .mixed_choice import choose_bits
 from .plan import Plan
 from .stages import Chosen, Evidence, choose, find_factors, set_goal
 
@@ -43,6 +44,8 @@ def choose_rounding(
     Raises:
         ConversionError: the budget cannot be met, or there is no held-out audio to choose the rounding on.
     """
+    if plan.mixes_bits:
+        return choose_bits(plan, stock, evidence)
     if not plan.chooses_rounding:
         return plan, choose(plan, set_goal(plan, stock), stock, running, evidence)
     if evidence.held_out is None:

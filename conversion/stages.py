@@ -18,6 +18,7 @@ from .calibration.calibrate import HELD_OUT, calibrate, check_vectors, hold_out,
 from .calibration.statistics import Statistics
 from .calibration.word_changes import count_word_changes
 from .methods.factorise import Decompositions, Factorised, compute_device, factorise
+from .methods.mixed_factors import for_mixed_bits
 from .plan import BUNDLED, Plan
 from .ranks.option_search import search_option
 from .ranks.quality import HeldOut, Quality, refuse_changes
@@ -137,7 +138,7 @@ def gather(
     if plan.calibration is None:
         return Evidence()
     audio = (stock, plan.calibration, plan.processor)
-    if goal.low_rank or plan.budget.is_given:
+    if goal.low_rank or plan.budget.is_given or plan.mixes_bits:
         statistics = calibrate(
             *audio,
             language=plan.language,
@@ -193,12 +194,20 @@ def find_factors(
     """Factorise every latent at its rank, with the option that held-out audio settles."""
     statistics, held_out, device = evidence.statistics, evidence.held_out, compute_device(stock)
     low_rank = chosen.goal.low_rank
-    options, tried = search_option(plan.method, chosen.options, running, low_rank, statistics, held_out, device)
+    options, tried = dict(chosen.options), []
+    if not plan.mixes_bits:  # which bits were chosen with
+        options, tried = search_option(plan.method, options, running, low_rank, statistics, held_out, device)
     decompositions = Decompositions(plan.method, options, stock.state_dict(), statistics, device)
     if plan.sequential and low_rank:
         items = factorise_sequentially(running, low_rank, decompositions)
     else:
         items = factorise(low_rank, decompositions)
+    if plan.mixes_bits:
+        size = chosen.goal.config.latent_group_size
+        items = [
+            replace(item, factors=for_mixed_bits(item.factors, size)) if item.latent.positions else item
+            for item in items
+        ]
     return Found(items, options, tried or (chosen.choice.tried if chosen.choice is not None else []))
 
 

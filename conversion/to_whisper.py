@@ -63,11 +63,16 @@ def to_whisper(model: WhisperMLAForConditionalGeneration) -> WhisperForCondition
             down = decoder.cross_kv_down_proj
         if down is None:
             continue
-        weights.pop(f"{name}.kv_down_proj.weight", None)
+        for part in ("weight", "bias"):
+            weights.pop(f"{name}.kv_down_proj.{part}", None)
+        if down.bias is not None:  # the same for all keys changes no attention weight
+            up, bias = weights[f"{name}.v_proj.weight"].double(), weights[f"{name}.v_proj.bias"]
+            weights[f"{name}.v_proj.bias"] = (bias.double() + up @ down.bias.detach().double()).to(bias.dtype)
         for kind in ("k_proj", "v_proj"):
             up = weights[f"{name}.{kind}.weight"]
             weights[f"{name}.{kind}.weight"] = (up.double() @ down.weight.detach().double()).to(up.dtype)
-    weights.pop("model.decoder.cross_kv_down_proj.weight", None)
+    for part in ("weight", "bias"):
+        weights.pop(f"model.decoder.cross_kv_down_proj.{part}", None)
 
     config = model.config.to_whisper_config()
     config.dtype = model.dtype

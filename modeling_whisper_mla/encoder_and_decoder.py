@@ -63,7 +63,7 @@ class WhisperMLADecoderLayer(WhisperDecoderLayer):
             config.d_model,
             heads,
             config.kv_ranks[layer_idx],
-            latent_bits=config.text_latent_bits,
+            latent_bits=config.text_latent_bits[layer_idx],
             is_causal=True,
             **common,
         )
@@ -149,7 +149,8 @@ class WhisperMLADecoder(WhisperMLAPreTrainedModel, WhisperDecoder):
         self.layer_norm = nn.LayerNorm(config.d_model)
         self.cross_kv_down_proj = None
         if config.cross_kv_shared and not config.cross_latent_is_encoder_output:
-            self.cross_kv_down_proj = nn.Linear(config.d_model, config.cross_latent_width, bias=False)
+            is_mixed = isinstance(config.audio_latent_bits, tuple)
+            self.cross_kv_down_proj = nn.Linear(config.d_model, config.cross_latent_width, bias=is_mixed)
         self.gradient_checkpointing = False
         self.post_init()
 

@@ -32,8 +32,9 @@ class WhisperMLAAttention(WhisperAttention):
         has_down_proj: whether this module owns the down projection. Cross-attention with a latent shared by all layers
             does not: the decoder projects once for all.
         latent_start: where this layer's latent begins in the last axis of the latents handed to cross-attention.
-        latent_bits: of a value of this module's own latents, which are rounded as soon as they are made, so that
-            attention is the same with and without a cache; None: they are not. In cross-attention the decoder rounds.
+        latent_bits: of a value of this module's own latents, or of those of each group (mixed; the down projection
+            then has a bias). They are rounded as soon as they are made, so that attention is the same with and without
+            a cache; None: they are not. In cross-attention the decoder rounds.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class WhisperMLAAttention(WhisperAttention):
         rank: int,
         has_down_proj: bool = True,
         latent_start: int = 0,
-        latent_bits: int | None = None,
+        latent_bits: int | tuple[int, ...] | None = None,
         **kwargs,
     ):
         super().__init__(embed_dim, num_heads, **kwargs)
@@ -55,7 +56,7 @@ class WhisperMLAAttention(WhisperAttention):
             self.k_proj = nn.Linear(rank, embed_dim, bias=False)
             self.v_proj = nn.Linear(rank, embed_dim, bias=self.v_proj.bias is not None)
             if has_down_proj:
-                self.kv_down_proj = nn.Linear(embed_dim, rank, bias=False)
+                self.kv_down_proj = nn.Linear(embed_dim, rank, bias=isinstance(latent_bits, tuple))
 
     def compress(self, hidden_states: Tensor) -> Tensor:
         """The latents of `hidden_states`: `[batch, positions, embed_dim]` to `[batch, positions, rank]`."""

@@ -8,20 +8,26 @@ With groups of 32 a value takes 9 or 5 bits.
 
 The bytes of one position are one row: first the codes, then the scales, then the minima. A cache can therefore move,
 repeat, cut and reorder positions without knowing what they mean.
+
+Latents whose groups have bits of their own are those of `mixed_quantization.py`.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from .mixed_quantization import dequantize_mixed, quantize_mixed
+
 _FLOAT16_MAX = 65504.0
 
 
-def quantize(latent: Tensor, bits: int, group_size: int) -> Tensor:
+def quantize(latent: Tensor, bits: int | Sequence[int], group_size: int) -> Tensor:
     """Round latents and pack them.
 
     Args:
         latent: `[..., width]` of any floating dtype; `width` is a multiple of `group_size`.
-        bits: 8 or 4, of a code.
+        bits: 8 or 4, of a code; or those of each group, see [`quantize_mixed`], also for what is returned.
         group_size: values that share a scale and a minimum, a power of two from 4.
 
     Returns:
@@ -30,6 +36,8 @@ def quantize(latent: Tensor, bits: int, group_size: int) -> Tensor:
         `R / (2^bits - 1) / 2 + |m| / 2^11` in Euclidean norm. Rotated values beyond float16's ±65504 are cut. A group
         with a NaN or an infinity comes back as NaN.
     """
+    if not isinstance(bits, int):
+        return quantize_mixed(latent, bits, group_size)
     levels = 2**bits - 1
     groups = _rotate(latent.float().unflatten(-1, (-1, group_size)))
     low, high = torch.aminmax(groups, dim=-1, keepdim=True)
@@ -46,7 +54,7 @@ def quantize(latent: Tensor, bits: int, group_size: int) -> Tensor:
     return torch.cat([codes, scale[..., 0].view(torch.uint8), low[..., 0].view(torch.uint8)], dim=-1)
 
 
-def dequantize(packed: Tensor, width: int, bits: int, group_size: int, dtype: torch.dtype) -> Tensor:
+def dequantize(packed: Tensor, width: int, bits: int | Sequence[int], group_size: int, dtype: torch.dtype) -> Tensor:
     """Latents from their bytes.
 
     Args:
@@ -57,6 +65,8 @@ def dequantize(packed: Tensor, width: int, bits: int, group_size: int, dtype: to
     Returns:
         Tensor: `[..., width]`.
     """
+    if not isinstance(bits, int):
+        return dequantize_mixed(packed, bits, group_size, dtype)
     code_bytes, groups = width * bits // 8, width // group_size
     codes = packed[..., :code_bytes]
     if bits == 4:
@@ -66,7 +76,7 @@ def dequantize(packed: Tensor, width: int, bits: int, group_size: int, dtype: to
     return _rotate(values * scale[..., None] + low[..., None]).flatten(-2).to(dtype)
 
 
-def round_latent(latent: Tensor, bits: int, group_size: int) -> Tensor:
+def round_latent(latent: Tensor, bits: int | Sequence[int], group_size: int) -> Tensor:
     """Latents as a cache would give them back, without a cache.
 
     Gradients pass as if nothing were rounded (the straight-through estimator, Bengio et al., arXiv 1308.3432), so that

@@ -11,6 +11,7 @@ from whisper_mla.conversion.source.latents import Latent
 
 from .factorise import Factorised
 from .factors import Factors, value_bias
+from .mixed_factors import centre
 
 
 def replacement_weights(found: Sequence[Factorised], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -34,8 +35,9 @@ def factorised_weights(
 
     Returns:
         dict[str, Tensor]: down projection, key and value up projections, and value biases where the factors have a
-        centre.
+        centre. Latents of mixed bits are centred: their down projection has a bias.
     """
+    is_mixed = isinstance(latent.bits, tuple)
     original = weights[f"{latent.attentions[0]}.k_proj.weight"]
     new = {latent.down_proj: factors.down}
     for i, name in enumerate(latent.attentions):
@@ -45,6 +47,10 @@ def factorised_weights(
         bias = value_bias(latent_weights(latent, weights, factors.down.device), factors, stock_mean)
         for i, name in enumerate(latent.attentions):
             new[f"{name}.v_proj.bias"] = weights[f"{name}.v_proj.bias"].to(bias.device).to(bias.dtype) + bias[i]
+            if is_mixed:
+                new[f"{name}.v_proj.bias"] -= factors.value_up[i] @ centre(factors)
+    if is_mixed:
+        new[latent.down_proj.removesuffix("weight") + "bias"] = centre(factors)
     return {name: tensor.to(original.dtype).to(original.device).contiguous() for name, tensor in new.items()}
 
 

@@ -21,7 +21,7 @@ class Latent:
         num_heads: of each attention.
         rank: what the configuration says; `d_model` means exact.
         positions: how many of it are cached per audio; 0 where nothing is (encoder).
-        bits: of a cached value where `latent_dtype` rounds it; None: the model's dtype.
+        bits: of a cached value where `latent_dtype` rounds it, or of those of each group; None: the model's dtype.
         group_size: values that are rounded together.
     """
 
@@ -32,7 +32,7 @@ class Latent:
     num_heads: int
     rank: int
     positions: int
-    bits: int | None = None
+    bits: int | tuple[int, ...] | None = None
     group_size: int = 1
 
     def bytes_per_rank(self, bytes_per_value: int) -> float:
@@ -99,7 +99,10 @@ def latents_of(config: WhisperMLAConfig) -> list[Latent]:
         ]
     size = config.latent_group_size
     cross = [replace(latent, bits=config.audio_latent_bits, group_size=size) for latent in cross]
-    decoder = [replace(latent, bits=config.text_latent_bits, group_size=size) for latent in decoder]
+    decoder = [
+        replace(latent, bits=bits, group_size=size)
+        for latent, bits in zip(decoder, config.text_latent_bits, strict=True)
+    ]
     return encoder + cross + decoder
 
 

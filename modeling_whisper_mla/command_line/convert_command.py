@@ -79,7 +79,8 @@ def convert(
             parser=dtypes,
             metavar="TEXT",
             help="Store cached latents rounded: int8, int4, or two of int8, int4, none for text and audio "
-            "(int8,int4); auto: chosen with the ranks under a budget. Default: as the weights.",
+            "(int8,int4); auto: chosen with the ranks under a budget; mixed: bits by direction, under --cache-cut or "
+            "at 3.5 bits per value. Default: as the weights.",
             show_default=False,
         ),
     ] = None,

@@ -27,6 +27,7 @@ SOURCE_FILES = (
     "transformers_releases.py",
     "latent_attention.py",
     "latent_quantization.py",
+    "mixed_quantization.py",
     "latent_cache.py",
     "int8_linear.py",
     "int8_weights.py",

@@ -5,6 +5,7 @@ import pytest
 from transformers import WhisperConfig
 
 from whisper_mla import WhisperMLAConfig
+from whisper_mla.configuration import cache_size
 
 
 def test_defaults_are_exact():
@@ -26,6 +27,10 @@ def test_per_layer_ranks():
 def test_full_rank_of_cross_attention_is_the_encoder_output():
     assert WhisperMLAConfig(d_model=64, cross_kv_rank=64).cross_latent_is_encoder_output
     assert WhisperMLAConfig(d_model=64, cross_kv_rank=64, cross_kv_shared=False).cross_latent_width == 64
+
+
+# Four layers, of two groups each.
+MIXED = {"latent_dtype": "mixed", "kv_rank": 64, "kv_bits": [[6, 2]] * 4, "cross_kv_rank": 64, "cross_kv_bits": [4, 3]}
 
 
 @pytest.mark.parametrize(
@@ -51,6 +56,13 @@ def test_full_rank_of_cross_attention_is_the_encoder_output():
         ({"latent_dtype": "int4", "latent_group_size": 256}, ["latent_group_size=256", "d_model=384"]),
         ({"latent_dtype": "int4", "kv_rank": [64, 64, 48, 64]}, ["latent_group_size=32", "kv_rank=[64, 64, 48, 64]"]),
         ({"latent_dtype": [None, "int8"], "cross_kv_rank": 100}, ["latent_group_size=32", "cross_kv_rank=100"]),
+        ({"latent_dtype": "mixed"}, ["needs kv_bits and cross_kv_bits", "which a conversion finds"]),
+        ({"latent_dtype": "int4", "cross_kv_bits": [4]}, ["belong to latent_dtype='mixed', not 'int4'"]),
+        (MIXED | {"kv_bits": [[4, 9]] * 4}, ["kv_bits=[[4, 9]", "1 to 8"]),
+        (MIXED | {"cross_kv_rank": 96}, ["cross_kv_rank=96", "latent_group_size=32", "[64]"]),
+        (MIXED | {"cross_kv_bits": [1] * 12, "cross_kv_rank": 384}, ["cross_kv_rank=384", "below d_model=384"]),
+        (MIXED | {"latent_group_size": 4}, ["latent_group_size=4", "power of two from 8"]),
+        (MIXED | {"cross_kv_shared": False}, ["cross_kv_shared=True"]),
         ({"latent_dtype": "int4", "cross_cache": "key_value"}, ["latent_dtype='int4'", "latent_dtype=['int4', None]"]),
     ],
 )
@@ -93,3 +105,12 @@ def test_from_and_to_whisper_config():
 def test_from_whisper_config_refuses_a_converted_one():
     with pytest.raises(ValueError, match="whisper_mla"):
         WhisperMLAConfig.from_whisper_config(WhisperMLAConfig())
+
+
+def test_mixed_bits_survive_saving_and_say_their_size(tmp_path):
+    config = WhisperMLAConfig(**MIXED)
+    config.save_pretrained(tmp_path)
+    loaded = WhisperMLAConfig.from_pretrained(tmp_path)
+    assert loaded.text_latent_bits == [(6, 2)] * 4 and loaded.audio_latent_bits == (4, 3)
+    size = cache_size(loaded, positions=10)
+    assert size.self_attention == 10 * 4 * (8 * 4 + 2) and size.cross_attention == 1500 * (7 * 4 + 2)

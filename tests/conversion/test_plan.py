@@ -27,6 +27,9 @@ def plan_for(source, budget=None, options=None, **arguments):
 
 # One case for each row of the table, in its order; "nowhere" would not be found either.
 REFUSED = [
+    ({"latent_dtype": "mixed", "method": "covariance", "calibration": "nowhere"}, "needs method='fisher' without"),
+    ({"latent_dtype": "mixed", "kv_rank": 8}, "settles kv_rank, cross_kv_rank, cross_kv_shared, cross_cache"),
+    ({"latent_dtype": "mixed", "max_kl": 0.1}, "takes cache_cut or cache_bytes, not max_kl"),
     ({"kv_rank": 8, "refit": True, "method": "covariance", "calibration": "nowhere"}, "not method='covariance'"),
     ({"max_kl": 0.1, "refit": True, "calibration": "nowhere"}, "could break max_kl"),
     ({"cache_cut": 0.9, "cross_kv_shared": False}, "A budget needs the shared cross-attention latent"),

@@ -12,6 +12,7 @@ from transformers import WhisperForConditionalGeneration
 from tests.conftest import random_features, random_whisper
 from tests.modeling.test_generation import WAYS, assert_same, generate, one
 from whisper_mla import WhisperMLAForCausalLM, WhisperMLAForConditionalGeneration
+from whisper_mla.configuration import cache_size
 from whisper_mla.latent_quantization import round_latent
 
 pytestmark = pytest.mark.usefixtures("encode_once")
@@ -126,7 +127,59 @@ def test_saved_loaded_and_switched_on_later(digits, exact, speech, tmp_path):
     exact.save_pretrained(tmp_path / "exact")
     switched = WhisperMLAForConditionalGeneration.from_pretrained(tmp_path / "exact", latent_dtype=["int8", "int4"])
     assert torch.equal(generate(switched, **speech, num_beams=2), expected)
-    assert WhisperMLAForCausalLM.from_pretrained(tmp_path / "rounded").config.text_latent_bits == 8
+    assert WhisperMLAForCausalLM.from_pretrained(tmp_path / "rounded").config.text_latent_bits == [8] * 4
+
+
+@pytest.fixture(scope="module")
+def mixed_pair(digits, processor, clips):
+    """A model of mixed bits, and stock Whisper whose keys and values are computed from its rounded latents."""
+    paths = [clips[f"clip0{i}"]["path"] for i in range(4)]
+    arguments = {"latent_dtype": "mixed", "cache_cut": 0.95, "processor": processor, "language": "en", "force": True}
+    model = WhisperMLAForConditionalGeneration.from_whisper(digits, calibration=paths, **arguments)
+    stock, ours = copy.deepcopy(digits), model.model.decoder
+    for layer, stock_layer, bits in zip(ours.layers, stock.model.decoder.layers, model.config.kv_bits, strict=True):
+        cross = (ours.cross_kv_down_proj, layer.encoder_attn, stock_layer.encoder_attn, model.config.cross_kv_bits)
+        for down, new, old, row in (
+            (layer.self_attn.kv_down_proj, layer.self_attn, stock_layer.self_attn, bits),
+            cross,
+        ):
+            for kind in ("k_proj", "v_proj"):
+                up = getattr(new, kind)
+                getattr(old, kind).forward = lambda x, down=down, up=up, row=row: up(round_latent(down(x), row, 32))
+    return model, stock
+
+
+@pytest.mark.parametrize("way", ["beams, several returned", "static cache"])
+def test_mixed_bits(mixed_pair, speech, way):
+    model, reference = mixed_pair
+    assert_same(generate(model, **one(speech), **WAYS[way]), generate(reference, **one(speech), **WAYS[way]))
+
+
+def test_mixed_bits_crop_save_and_fold_back(mixed_pair, digits, speech, fresh, tmp_path):
+    model, _ = mixed_pair
+    sizes = [
+        cache_size(each.config, positions=each.config.max_target_positions, bytes_per_value=4).total
+        for each in (digits, model)
+    ]
+    assert 0.94 * 0.05 * sizes[0] < sizes[1] <= 0.05 * sizes[0]
+    expected = generate(model, **one(speech))
+    assert torch.equal(generate(fresh(model), **one(speech), assistant_model=fresh(digits)), expected)
+    model.save_pretrained(tmp_path)
+    loaded = WhisperMLAForConditionalGeneration.from_pretrained(tmp_path)
+    assert loaded.config.kv_bits == model.config.kv_bits
+    assert torch.equal(generate(loaded, **one(speech)), expected)
+    # Without the rounding it is a model of ranks: what `to_whisper` gives.
+    tokens, exact = torch.tensor([[1, 5, 9]] * 4), fresh(model)
+    for module in exact.model.decoder.modules():
+        if getattr(module, "latent_bits", None) is not None:
+            module.latent_bits = None
+    with torch.no_grad():
+        states = exact.get_encoder()(speech["input_features"]).last_hidden_state
+        latent = {"encoder_hidden_states": exact.model.decoder.cross_latent(states), "encoder_states_are_latent": True}
+        exact.config.latent_dtype = None  # the decoder would unpack
+        found = exact.proj_out(exact.model.decoder(input_ids=tokens, **latent).last_hidden_state)
+        stock = model.to_whisper()(**speech, decoder_input_ids=tokens).logits
+    assert torch.allclose(found, stock, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
