@@ -38,7 +38,7 @@ class WhisperMLAConfig(WhisperConfig):
             principal directions, in groups that have bits of their own (see `mixed_quantization.py`).
         kv_bits (`list[list[int]]`, *optional*):
             With `latent_dtype="mixed"`: for each decoder layer the bits of each group of its latent, 1 to 8. The
-            layer's `kv_rank` is their number times `latent_group_size`, below `d_model`.
+            layer's `kv_rank` is their number times `latent_group_size`; `d_model` is not exact here.
         cross_kv_bits (`list[int]`, *optional*):
             The same of the latent of the audio, which all layers share, and `cross_kv_rank`.
         latent_group_size (`int`, defaults to 32):
@@ -154,10 +154,10 @@ class WhisperMLAConfig(WhisperConfig):
         fields = [("kv_rank", self.kv_ranks, self.kv_bits), ("cross_kv_rank", self.cross_kv_ranks[:1], rows[-1:])]
         for field, ranks, found in fields:
             expected = [size * len(row) for row in found]
-            if ranks != expected or not all(0 < rank < self.d_model for rank in expected):
+            if ranks != expected or not all(0 < rank <= self.d_model for rank in expected):
                 raise ValueError(
                     f"{field}={getattr(self, field)!r}: with latent_group_size={size} the bits say {expected}, which "
-                    f"must be below d_model={self.d_model}."
+                    f"must be within d_model={self.d_model}."
                 )
 
     def _per_layer(self, rank: int | list[int] | None, num_layers: int) -> list[int]:
@@ -201,7 +201,7 @@ class WhisperMLAConfig(WhisperConfig):
     @property
     def cross_latent_is_encoder_output(self) -> bool:
         """Whether cross-attention reads the encoder output itself rather than a projection of it."""
-        return all(rank == self.d_model for rank in self.cross_kv_ranks)
+        return self.latent_dtype != MIXED and all(rank == self.d_model for rank in self.cross_kv_ranks)
 
     @property
     def cross_latent_width(self) -> int:

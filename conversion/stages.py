@@ -51,7 +51,7 @@ class Goal:
     @property
     def low_rank(self) -> list[Latent]:
         """The latents that are not exact."""
-        return [latent for latent in self.latents if latent.rank < self.config.d_model]
+        return [latent for latent in self.latents if not latent.is_exact(self.config.d_model)]
 
 
 @dataclass(frozen=True)

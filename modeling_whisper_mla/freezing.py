@@ -103,7 +103,8 @@ def latent_projections(model: nn.Module) -> list[str]:
     for name, module in model.named_modules():
         if name.split(".")[-1] == "cross_kv_down_proj":
             names.append(name)
-        if hasattr(module, "k_proj") and getattr(module, "rank", module.embed_dim) < module.embed_dim:
+        has_rank = hasattr(module, "k_proj") and getattr(module, "rank", module.embed_dim) < module.embed_dim
+        if has_rank or getattr(module, "kv_down_proj", None) is not None:
             kinds = ("kv_down_proj", "k_proj", "v_proj")
             names += [f"{name}.{kind}" for kind in kinds if getattr(module, kind, None) is not None]
     return names

@@ -52,11 +52,12 @@ class WhisperMLAAttention(WhisperAttention):
         self.rank = rank
         self.latent_start = latent_start
         self.kv_down_proj = None
-        if rank < embed_dim:
+        is_mixed = isinstance(latent_bits, tuple)
+        if rank < embed_dim or is_mixed:
             self.k_proj = nn.Linear(rank, embed_dim, bias=False)
             self.v_proj = nn.Linear(rank, embed_dim, bias=self.v_proj.bias is not None)
             if has_down_proj:
-                self.kv_down_proj = nn.Linear(embed_dim, rank, bias=isinstance(latent_bits, tuple))
+                self.kv_down_proj = nn.Linear(embed_dim, rank, bias=is_mixed)
 
     def compress(self, hidden_states: Tensor) -> Tensor:
         """The latents of `hidden_states`: `[batch, positions, embed_dim]` to `[batch, positions, rank]`."""

@@ -31,13 +31,13 @@ def allocate_bits(
         audio_weight: factor of the cost of the audio's latent.
 
     Returns:
-        dict: for each latent the bits of its groups, 1 to 8, never increasing; at least one group, and fewer than all.
+        dict: for each latent the bits of its groups, 1 to 8, never increasing; at least one group.
 
     Raises:
         ConversionError: one bit for one group of each latent is more than the budget.
     """
     sizes = {
-        latent: [value * (audio_weight if latent.is_cross else 1) for value in _of_groups(cost, group_size)[:-1]]
+        latent: [value * (audio_weight if latent.is_cross else 1) for value in _of_groups(cost, group_size)]
         for latent, cost in costs.items()
     }
     bits = {latent: [1] + [0] * (len(size) - 1) for latent, size in sizes.items()}

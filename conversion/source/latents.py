@@ -19,7 +19,7 @@ class Latent:
         down_proj: name of the down projection's weight in the converted model.
         norm: module name of the layer norm whose output is compressed.
         num_heads: of each attention.
-        rank: what the configuration says; `d_model` means exact.
+        rank: what the configuration says; `d_model` means exact, unless the bits are mixed.
         positions: how many of it are cached per audio; 0 where nothing is (encoder).
         bits: of a cached value where `latent_dtype` rounds it, or of those of each group; None: the model's dtype.
         group_size: values that are rounded together.
@@ -43,6 +43,10 @@ class Latent:
         """
         group = latent_bytes(self.group_size, self.bits, self.group_size, bytes_per_value)
         return self.positions * group / self.group_size
+
+    def is_exact(self, width: int) -> bool:
+        """Whether nothing is to be found for it in a model of `width`."""
+        return self.rank == width and not isinstance(self.bits, tuple)
 
     @property
     def in_encoder(self) -> bool:

@@ -78,7 +78,7 @@ def describe_rounding(record: dict) -> list[str]:
 
 def _describe_ranks(config: WhisperMLAConfig) -> list[tuple[str, str]]:
     def say(ranks: list[int]) -> str:
-        if set(ranks) == {config.d_model}:
+        if set(ranks) == {config.d_model} and config.latent_dtype != "mixed":
             return f"exact ({config.d_model})"
         return str(ranks[0]) if len(set(ranks)) == 1 else ", ".join(map(str, ranks))
 

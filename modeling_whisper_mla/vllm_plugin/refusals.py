@@ -16,6 +16,10 @@ def check_served(config: WhisperMLAConfig, cache_dtype: str = "auto", tensor_par
     Raises:
         ValueError: names the field, its value and the remedy.
     """
+    if config.latent_dtype == "mixed":
+        raise ValueError(
+            "latent_dtype='mixed': vLLM's cache holds latents in the model's dtype. Serve another conversion."
+        )
     if config.latent_dtypes != [None, None]:
         raise ValueError(
             f"latent_dtype={config.latent_dtype!r}: vLLM's cache holds latents in the model's dtype, not rounded ones. "

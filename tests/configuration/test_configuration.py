@@ -60,7 +60,7 @@ MIXED = {"latent_dtype": "mixed", "kv_rank": 64, "kv_bits": [[6, 2]] * 4, "cross
         ({"latent_dtype": "int4", "cross_kv_bits": [4]}, ["belong to latent_dtype='mixed', not 'int4'"]),
         (MIXED | {"kv_bits": [[4, 9]] * 4}, ["kv_bits=[[4, 9]", "1 to 8"]),
         (MIXED | {"cross_kv_rank": 96}, ["cross_kv_rank=96", "latent_group_size=32", "[64]"]),
-        (MIXED | {"cross_kv_bits": [1] * 12, "cross_kv_rank": 384}, ["cross_kv_rank=384", "below d_model=384"]),
+        (MIXED | {"kv_bits": [[]] * 4}, ["kv_rank=64", "[0, 0, 0, 0]", "within d_model=384"]),
         (MIXED | {"latent_group_size": 4}, ["latent_group_size=4", "power of two from 8"]),
         (MIXED | {"cross_kv_shared": False}, ["cross_kv_shared=True"]),
         ({"latent_dtype": "int4", "cross_cache": "key_value"}, ["latent_dtype='int4'", "latent_dtype=['int4', None]"]),

@@ -37,8 +37,8 @@ def test_close_to_the_best_of_all_allocations(budget, audio_weight):
     found = allocate_bits(COSTS, budget, 8, audio_weight)
     assert used_bytes(found, 8) <= budget
     for row in found.values():
-        assert 1 <= len(row) <= 2 and row == sorted(row, reverse=True) and min(row) >= 1 and max(row) <= 8
-    rows = [row for row in product(range(9), repeat=2) if row[0] >= max(1, row[1])]
+        assert 1 <= len(row) <= 3 and row == sorted(row, reverse=True) and min(row) >= 1 and max(row) <= 8
+    rows = [row for row in product(range(9), repeat=3) if row[0] >= max(1, row[1]) and row[1] >= row[2]]
     best = min(
         lost(bits, audio_weight)
         for pair in product(rows, repeat=2)
