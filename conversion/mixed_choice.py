@@ -34,7 +34,7 @@ def choose_bits(plan: Plan, stock: WhisperForConditionalGeneration, evidence: Ev
     Raises:
         ConversionError: the budget cannot be met.
     """
-    goal = set_goal(replace(plan, budget=type(plan.budget)()), stock)
+    goal = set_goal(plan, stock)
     device = compute_device(stock)
     options = {"damping": DAMPING, **plan.options}
     decompositions = Decompositions(plan.method, options, stock.state_dict(), evidence.statistics, device)

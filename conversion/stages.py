@@ -109,7 +109,7 @@ def set_goal(plan: Plan, stock: WhisperForConditionalGeneration) -> Goal:
     """
     config = WhisperMLAConfig.from_whisper_config(stock.config, **plan.latent_fields)
     latents = latents_of(config)
-    if not plan.budget.is_given:
+    if not plan.budget.is_given or plan.mixes_bits:
         return Goal(config, latents, [], None)
     given = [plan.latent_fields["kv_rank"], plan.latent_fields["cross_kv_rank"]]
     free = [latent for latent in latents if latent.positions and given[latent.is_cross] is None]

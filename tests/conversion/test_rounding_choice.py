@@ -74,3 +74,28 @@ def test_refusals(model, statistics):
         from_whisper(model, cache_cut=0.9, latent_dtype="auto", method="joint_svd", **GROUPS)
     with pytest.raises(ValueError, match="latent_group_size=64: does not divide"):
         from_whisper(model, cache_cut=0.9, latent_dtype="auto", latent_group_size=64, calibration=statistics)
+
+
+MIXED = {"latent_dtype": "mixed", "latent_group_size": 8, "force": True}
+
+
+def test_mixed_bits_keep_every_direction_that_the_budget_pays(model, statistics):
+    whole = from_whisper(model, cache_bytes="1MB", calibration=statistics, **MIXED)
+    assert whole.config.kv_ranks == [model.config.d_model] * model.config.decoder_layers
+    assert set(whole.config.cross_kv_bits) == {8} and not whole.config.cross_latent_is_encoder_output
+    small = from_whisper(model, cache_cut=0.95, calibration=statistics, **MIXED)
+    assert total(small) <= 0.05 * total(model)
+    # Eight bits lose 1e-4 of the variance of normal values; what is left here are rare values beyond the outer codes.
+    assert 0 < kl(whole) < kl(small) / 20
+    default = from_whisper(model, calibration=statistics, **MIXED)
+    bits = sum(map(sum, default.config.kv_bits)) * 40 + sum(default.config.cross_kv_bits) * 16
+    positions = 40 * model.config.decoder_layers + 16
+    # 3.5 bits per value, of which the scales take half a bit in a model this narrow.
+    assert bits * 8 / 8 + 2 * positions <= 3.5 / 8 * model.config.d_model * positions
+
+
+def test_mixed_bits_without_audio_or_beyond_the_budget(model, statistics):
+    with pytest.raises(ConversionError, match="cannot be met with latent_dtype='mixed'"):
+        from_whisper(model, cache_bytes=100, calibration=statistics, **MIXED)
+    with pytest.raises(ConversionError, match="a processor is needed"):
+        from_whisper(model, **MIXED)

@@ -21,6 +21,9 @@ def base(**latent_fields) -> WhisperMLAConfig:
 def test_rounded_latents_are_refused(latent_dtype):
     with pytest.raises(ValueError, match=r"latent_dtype=.*int[48].*--hf-overrides"):
         check_served(base(latent_dtype=latent_dtype))
+    mixed = {"kv_rank": 64, "kv_bits": [[4, 2]] * 6, "cross_kv_rank": 64, "cross_kv_bits": [4, 2]}
+    with pytest.raises(ValueError, match=r"latent_dtype='mixed'.*another conversion"):
+        check_served(base(latent_dtype="mixed", **mixed))
 
 
 def test_a_quantised_cache_is_refused():
