@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable
 
 STOCK, EXACT = "stock", "exact"
-INT8, INT8_LATENTS = "int8", "int8, int8 latents"
+EXACT_COMPILED, INT8_COMPILED = "exact, compiled", "int8, compiled"
+INT8, INT8_LATENTS = "int8", "int8, int8 latents, compiled"
 CT2, CT2_INT8 = "CTranslate2", "CTranslate2 int8"
-ENGINES = (STOCK, EXACT, INT8, INT8_LATENTS, CT2, CT2_INT8)
+ENGINES = (STOCK, EXACT, EXACT_COMPILED, INT8, INT8_COMPILED, INT8_LATENTS, CT2, CT2_INT8)
 
 
 def timed(work: Callable) -> dict:
@@ -35,6 +36,7 @@ class InTransformers:
         from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
         from whisper_mla import WhisperMLAForConditionalGeneration, quantize_weights
+        from whisper_mla.transcription.compiled_decoding import compile_decoding
 
         transformers.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
@@ -45,8 +47,10 @@ class InTransformers:
             # The method by name: what the latents lose is not measured here.
             latents = {"latent_dtype": "int8", "method": "joint_svd"} if engine == INT8_LATENTS else {}
             self.model = WhisperMLAForConditionalGeneration.from_whisper(self.model, **latents)
-        if engine in (INT8, INT8_LATENTS):
+        if engine in (INT8, INT8_COMPILED, INT8_LATENTS):
             quantize_weights(self.model)
+        if engine.endswith("compiled"):
+            compile_decoding(self.model)
 
     def decode(self, batch_size: int, num_beams: int, tokens: int) -> int:
         from decode_speed import decode
@@ -115,7 +119,7 @@ def main() -> None:
     engine = InCTranslate2(*common, task["width"]) if is_peer else InTransformers(*common)
     answers = []
     for batch_size, num_beams, tokens in task["decode"]:
-        engine.decode(batch_size, num_beams, 2)  # warm
+        engine.decode(batch_size, num_beams, 4)  # warm, and compiled
         for _ in range(task["repeats"]):
             measured = timed(lambda: engine.decode(batch_size, num_beams, tokens))  # noqa: B023  # called at once
             if measured["value"] != tokens:

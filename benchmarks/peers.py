@@ -147,7 +147,7 @@ def main() -> None:
     answers = gather(arguments, lambda b, k: arguments.tokens if b * k <= 32 else arguments.tokens // 4, settings)
     rows = summarise(answers, arguments.clock)
     draw(rows, arguments.engines, RESULTS / f"{arguments.name}.png")
-    ratios = [(other, CT2_INT8) for other in arguments.engines if other not in (STOCK, CT2, CT2_INT8)]
+    ratios = [(other, CT2_INT8) for other in arguments.engines if other not in (STOCK, EXACT, CT2, CT2_INT8)]
     ratios = [pair for pair in [*ratios, (EXACT, STOCK)] if set(pair) <= set(arguments.engines)]
     cells = [
         [described(row)]

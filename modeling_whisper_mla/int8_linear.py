@@ -12,7 +12,10 @@ where they are many.
 """
 
 import functools
+import itertools
+import re
 import warnings
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -55,16 +58,48 @@ def _has_onednn() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_pointwise")
 
 
-class FewRows:
-    """The product of rows with a weight by FBGEMM: little is done around it.
+class PackedWeight:
+    """A weight as a kernel wants it.
 
     Args:
         codes: int8 `[outputs, inputs]`.
         scale: float32 `[outputs]`.
         zero_point: 128 for inputs of 8 bits, 64 for 7.
+
+    Attributes:
+        number: what a compiled graph, which can hold tensors and numbers only, knows it by.
     """
 
     def __init__(self, codes: Tensor, scale: Tensor, zero_point: int):
+        self.zero_point = zero_point
+        self.number = next(_numbers)
+        _packed[self.number] = self
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """`rows` `[..., inputs]`, within -1 to 1, times the weight: `[..., outputs]`."""
+        raise NotImplementedError
+
+
+_numbers = itertools.count()
+_packed: WeakValueDictionary[int, PackedWeight] = WeakValueDictionary()
+# A checkpoint's own copy of this file has an operator of its own, and so has one that is imported again.
+_module = re.sub(r"\W", "_", __name__)
+_namespaces = (f"{_module}_{count}" for count in itertools.count())
+_library = torch.library.Library(next(n for n in _namespaces if not hasattr(getattr(torch.ops, n), "product")), "DEF")
+_library.define("product(Tensor rows, int number, int outputs) -> Tensor")
+_library.impl("product", lambda rows, number, outputs: _packed[number](rows), "CPU")
+torch.library.register_fake(
+    f"{_library.ns}::product",
+    lambda rows, number, outputs: rows.new_empty(*rows.shape[:-1], outputs),
+    lib=_library,
+)
+
+
+class FewRows(PackedWeight):
+    """The product of rows with a weight by FBGEMM: little is done around it."""
+
+    def __init__(self, codes: Tensor, scale: Tensor, zero_point: int):
+        super().__init__(codes, scale, zero_point)
         zeros = torch.zeros(len(scale), dtype=torch.long)
         before, torch.backends.quantized.engine = torch.backends.quantized.engine, "fbgemm"
         try:
@@ -74,32 +109,23 @@ class FewRows:
             self.packed = torch.ops.quantized.linear_prepack(quantised, None)
         finally:
             torch.backends.quantized.engine = before
-        self.zero_point = zero_point
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """`rows` `[..., inputs]`, within -1 to 1, times the weight: `[..., outputs]`."""
         step = 1 / (self.zero_point - 1)
         return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
             rows, step, self.zero_point, self.packed
         )
 
 
-class ManyRows:
-    """The same by oneDNN, which is the faster one for the frames of an encoder.
-
-    Args:
-        codes: int8 `[outputs, inputs]`.
-        scale: float32 `[outputs]`.
-        zero_point: 128 for inputs of 8 bits, 64 for 7.
-    """
+class ManyRows(PackedWeight):
+    """The same by oneDNN, which is the faster one for the frames of an encoder."""
 
     def __init__(self, codes: Tensor, scale: Tensor, zero_point: int):
-        self.zero_point = zero_point
+        super().__init__(codes, scale, zero_point)
         self.packed = torch.ops.onednn.qlinear_prepack(codes, None)
         self.scale, self.zeros = scale, torch.zeros(len(scale), dtype=torch.int32)
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """`rows` `[..., inputs]`, within -1 to 1, times the weight: `[..., outputs]`."""
         # Signed codes are quicker. Without VNNI they are shifted to 8 bits that do not fit, so 7 bits are unsigned.
         dtype, shift = (torch.int8, 0) if self.zero_point == 128 else (torch.uint8, self.zero_point)
         levels = self.zero_point - 1
@@ -111,7 +137,7 @@ class ManyRows:
 
 
 @functools.cache
-def zero_point(kernel: type[FewRows] | type[ManyRows]) -> int:
+def zero_point(kernel: type[PackedWeight]) -> int:
     """128 where `kernel` computes exactly with inputs of 8 bits, else 64, for inputs of 7 bits.
 
     Without VNNI pairs of products are added up in 16 bits: 127 · 127 · 2 fits, 255 · 127 · 2 does not. Asked of the
@@ -147,7 +173,7 @@ class Int8Linear(nn.Module):
         self.register_buffer("weight", torch.zeros(out_features, in_features, dtype=torch.int8))
         self.register_buffer("scale", torch.zeros(out_features))
         self.register_buffer("bias", torch.zeros(out_features) if bias else None)
-        self._product: FewRows | ManyRows | None = None
+        self._product: PackedWeight | None = None
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, many_rows: bool = False) -> "Int8Linear":
@@ -174,18 +200,22 @@ class Int8Linear(nn.Module):
             raise RuntimeError(f"Int8Linear: an input on {inputs.device}. {ON_CPU_ONLY}")
         rows = inputs.float()
         largest = rows.abs().amax(dim=-1, keepdim=True).clamp_min_(_SMALLEST)
-        product = self._product(rows / largest)
+        rows = rows / largest
+        if torch.compiler.is_compiling():  # packed weights are no tensors that could be traced
+            product = getattr(torch.ops, _library.ns).product(rows, self._product.number, self.out_features)
+        else:
+            product = self._product(rows)
         outputs = product.mul_(largest) if self.bias is None else torch.addcmul(self.bias, product, largest)
         return outputs.to(inputs.dtype)
 
-    def _pack(self) -> FewRows | ManyRows:
+    def _pack(self) -> PackedWeight:
         if self.weight.device.type != "cpu":
             raise RuntimeError(f"Int8Linear: weights on {self.weight.device}. {ON_CPU_ONLY}")
         missing = missing_kernel()
         if missing is not None:
             raise RuntimeError(f"Int8Linear: {missing}. Load the model without int8 weights.")
         few = _has_fbgemm() and not (self.many_rows and _has_onednn())
-        kernel = FewRows if few else ManyRows
+        kernel: type[PackedWeight] = FewRows if few else ManyRows
         return kernel(self.weight, self.scale.float(), zero_point(kernel))
 
     def _apply(self, *args, **kwargs):

@@ -8,6 +8,7 @@ import typer
 from whisper_mla.hub.checkpoint_folder import check_writable
 from whisper_mla.hub.whole_file import write_whole
 from whisper_mla.transcription.audio import AudioError
+from whisper_mla.transcription.compiled_decoding import compile_decoding
 from whisper_mla.transcription.loading import load_for_transcription
 from whisper_mla.transcription.subtitles import SubtitleOptions
 from whisper_mla.transcription.transcriber import Transcriber
@@ -22,6 +23,9 @@ Format = Literal["text", "json", "srt", "vtt", "tsv", "csv"]
 Task = Literal["transcribe", "translate"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 Channels = Literal["mix", "split"]
+Compiled = Annotated[
+    bool, typer.Option("--compile", help="Compile decoding steps: slow to start, then faster; for much audio.")
+]
 
 
 def transcribe(
@@ -61,6 +65,7 @@ def transcribe(
     weights: Annotated[
         Literal["int8"] | None, typer.Option(help="Round weights to 8 bits on loading: faster on CPUs.")
     ] = None,
+    compiled: Compiled = False,
     revision: Annotated[str | None, typer.Option(help="Of a Hub checkpoint.", show_default=False)] = None,
 ):
     needs_times = file_format in TIMED
@@ -95,6 +100,8 @@ def transcribe(
     loaded, processor = load_for_transcription(model, device, dtype, revision, weights)
     if loaded.config.model_type == "whisper":
         console.note(f"Note: {model} is a stock Whisper; its cache is not latent.")
+    if compiled:
+        compile_decoding(loaded)
     transcriber = Transcriber(loaded, processor, language, task, timestamps, num_beams, options)
 
     if output_dir:

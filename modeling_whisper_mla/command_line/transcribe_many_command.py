@@ -21,11 +21,12 @@ from whisper_mla.evaluation.result_lines import ResultLines
 from whisper_mla.evaluation.utterances import language_code
 from whisper_mla.hub.checkpoint_folder import check_writable
 from whisper_mla.hub.whole_file import write_whole
+from whisper_mla.transcription.compiled_decoding import compile_decoding
 from whisper_mla.transcription.loading import load_for_transcription
 from whisper_mla.transcription.transcriber import Transcriber
 
 from . import console, fallback_options
-from .transcribe_command import Dtype, Task, Timestamps
+from .transcribe_command import Compiled, Dtype, Task, Timestamps
 from .transcribe_many_view import show_summary, shown_progress
 
 RESULTS, SETTINGS, SUMMARY = "transcripts.jsonl", "settings.json", "summary.json"
@@ -68,6 +69,7 @@ def transcribe_many_command(
     condition_on_prev_tokens: fallback_options.ConditionOnPrevTokens = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, …; default: an accelerator if any.")] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Default: float32 on the CPU, else the checkpoint's.")] = None,
+    compiled: Compiled = False,
     revision: Annotated[str | None, typer.Option(help="Of a Hub checkpoint.", show_default=False)] = None,
 ):
     fallback = fallback_options.parse(
@@ -90,6 +92,8 @@ def transcribe_many_command(
         begin = partial(_begin, model, revision, language, lines, read, overwrite, retry_failed)
         found, done = _on_the_first(processes, begin)
         loaded, processor = load_for_transcription(model, device_of_process(device), dtype, revision)
+        if compiled:
+            compile_decoding(loaded)
 
         @cache
         def transcriber_of(code: str | None) -> Transcriber:

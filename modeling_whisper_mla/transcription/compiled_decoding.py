@@ -1,0 +1,72 @@
+"""Decoding steps compiled by PyTorch: what is done between the matrix products becomes few kernels."""
+
+import functools
+import shutil
+from os import environ
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from whisper_mla.generation_whisper_mla import LatentCacheMixin
+from whisper_mla.transformers_releases import CACHE
+
+_COMPILERS = ("g++", "clang++", "cl")
+
+
+def compile_decoding(model: PreTrainedModel, **options: Any) -> PreTrainedModel:
+    """Compile the decoding step of a converted model: greedy, sampling and beams, any batch, any position.
+
+    The first two steps after this take half a minute on a CPU, or seconds where PyTorch finds its compiled kernels on
+    disk; one batch size or number of beams that was 1 and no longer is compiles once more. The encoder, the prompt and
+    steps that return attentions or hidden states run as before. What is computed is the same up to rounding.
+
+    Args:
+        model: a Whisper-MLA model in evaluation mode; its `forward` is replaced.
+        options: of `torch.compile`, in place of the ones chosen here.
+
+    Returns:
+        PreTrainedModel: `model`.
+
+    Raises:
+        ValueError: not a Whisper-MLA model, or compiled already.
+        RuntimeError: there is no C++ compiler, which PyTorch needs for a CPU.
+    """
+    if not isinstance(model, LatentCacheMixin):
+        raise ValueError(
+            f"{type(model).__name__}: only converted models decode compiled. Convert it: whisper-mla convert."
+        )
+    if "forward" in model.__dict__:
+        raise ValueError("model: its forward is replaced already (compiled, or by hooks of a device map).")
+    on_cpu = model.device.type == "cpu"
+    if on_cpu and not any(shutil.which(name) for name in (environ.get("CXX"), *_COMPILERS) if name):
+        raise RuntimeError(f"compiling on a CPU needs one of {', '.join(_COMPILERS)}. Install one, or do not compile.")
+    plain = model.forward
+    if on_cpu and "backend" not in options:
+        options = {"options": {"cpp_wrapper": True}, **options}  # kernels called from C++, not from Python
+    compiled = torch.compile(plain, **{"dynamic": True, **options})
+
+    @functools.wraps(plain)
+    def forward(*args, **kwargs):
+        return (compiled if is_step(model, kwargs) else plain)(*args, **kwargs)
+
+    model.forward = forward  # type: ignore[method-assign]
+    return model
+
+
+def is_step(model: PreTrainedModel, inputs: dict[str, Any]) -> bool:
+    """Whether a call of `model` continues texts by one token, from a cache, and returns nothing but logits."""
+    tokens, cache = inputs.get("decoder_input_ids"), inputs.get(CACHE)
+    return (
+        not model.training
+        and isinstance(tokens, Tensor)
+        and tokens.shape[1] == 1
+        and cache is not None
+        and cache.get_seq_length() > 1  # PyTorch takes a length of 1 for a case of its own
+        and inputs.get("labels") is None
+        and not any(inputs.get(name) for name in ("output_attentions", "output_hidden_states"))
+    )
+
+
+__all__ = ["compile_decoding"]

@@ -1,0 +1,73 @@
+"""Compiled decoding steps: the same tokens, few graphs, and errors before anything is compiled."""
+
+import pytest
+import torch
+from transformers import WhisperForConditionalGeneration
+
+from tests.conftest import random_features, random_whisper
+from whisper_mla import WhisperMLAForConditionalGeneration, quantize_weights
+from whisper_mla.transcription.compiled_decoding import compile_decoding
+
+from ..command_line.invoke import error_line
+
+
+@pytest.fixture
+def counters():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    return torch._dynamo.utils.counters
+
+
+def graphs(counters) -> int:
+    assert not counters["graph_break"]
+    return counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.parametrize("kind", ["exact", "int8 weights, int4 latents"])
+def test_the_same_tokens_in_few_graphs(kind, counters):
+    """One graph for a single text, one for several of any number: beams, batches and positions compile no more."""
+    stock = random_whisper(d_model=32, decoder_layers=1, encoder_layers=1)
+    latents = {"latent_dtype": "int4", "method": "joint_svd"} if kind != "exact" else {}
+    model = WhisperMLAForConditionalGeneration.from_whisper(stock, **latents)
+    if kind != "exact":
+        quantize_weights(model)
+    features = random_features(stock, 3)
+    ways = [(features[:1], 1), (features[:2], 1), (features[:2], 3), (features, 1)]
+
+    def tokens():
+        return [model.generate(audio, num_beams=beams, max_new_tokens=8) for audio, beams in ways]
+
+    expected = tokens()
+    compile_decoding(model, backend="eager", fullgraph=True)
+    for found, tokens_expected in zip(tokens(), expected, strict=True):
+        assert torch.equal(found, tokens_expected)
+    assert len({len(found.unique()) for found in expected} - {1}) > 0  # not one token throughout
+    assert 1 <= graphs(counters) <= 3
+    before = graphs(counters)
+    model.generate(features[:2], num_beams=2, max_new_tokens=12)
+    assert graphs(counters) == before
+
+
+def test_what_is_no_step_is_not_compiled(exact, speech, fresh, counters):
+    model = compile_decoding(fresh(exact), backend="aot_eager", fullgraph=True)
+    features = speech["input_features"][:1]
+    tokens = torch.tensor([[model.config.decoder_start_token_id]])
+    model(features, decoder_input_ids=tokens)
+    model.generate(features, max_new_tokens=8, output_attentions=True, return_dict_in_generate=True)
+    model.train()(features, labels=tokens).loss.backward()
+    assert graphs(counters) == 0
+
+
+def test_what_cannot_be_compiled_is_refused(exact, digits, digits_folder, fresh, monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match="WhisperForConditionalGeneration: only converted models"):
+        compile_decoding(WhisperForConditionalGeneration(digits.config))
+    model = compile_decoding(fresh(exact), backend="aot_eager")
+    with pytest.raises(ValueError, match="its forward is replaced already"):
+        compile_decoding(model)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(RuntimeError, match=r"needs one of g\+\+, clang\+\+, cl"):
+        compile_decoding(fresh(exact))
+    monkeypatch.undo()
+    audio = tmp_path / "clip.wav"
+    assert "only converted models decode compiled" in error_line("transcribe", digits_folder, audio, "--compile")
