@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from .latent_attention import WhisperMLAAttention
 from .latent_cache import LatentCache
+from .run_time_rounding import rounded_at_run_time
 from .self_check import check_release
 from .token_suppression import with_quicker_suppression
 from .token_times import AlignmentHeads, TokenTimesMixin
@@ -47,9 +48,16 @@ class LatentCacheMixin:
     def generate(self, *args, **kwargs):
         """As in Transformers. A cache may be given as `cache` or `past_key_values`, whatever the release.
 
+        `cache_implementation="quantized"` decodes as if the model had been loaded with a `latent_dtype`; `cache_config`
+        may then say `nbits` (4 or 8; default 4) and `q_group_size` (default 32).
+
         Raises:
             RuntimeError: the installed Transformers is outside of the tested range and does not decode rightly.
+            ValueError: a quantised cache that cannot be had, see [`run_time_rounding.rounded_at_run_time`].
         """
+        rounded, kwargs = rounded_at_run_time(self, kwargs)
+        if rounded is not self:
+            return rounded.generate(*args, **kwargs)
         check_release()
         warn_of_expanded_form(self)
         kwargs.pop("labels", None)  # Seq2SeqTrainer hands them along; the encoder would refuse them

@@ -31,6 +31,7 @@ SOURCE_FILES = (
     "latent_cache.py",
     "int8_linear.py",
     "int8_weights.py",
+    "run_time_rounding.py",
     "freezing.py",
     "self_check.py",
     "token_suppression.py",
