@@ -169,7 +169,7 @@ def trials(stock, processor, data: Path) -> Iterator[tuple[str, str, Callable[[]
     yield "mixed bits, directions of the covariance method", "2.5", mixed(2.5, 32, 2.3, "covariance")
     for damping in (0.01, 0.03, 0.3):
         yield f"mixed bits, damping {damping:g}", "2.5", mixed(2.5, 32, 2.3, damping=damping)
-    for minutes in (1, 2, 5, 14):
+    for minutes in (1, 2, 5):
         yield f"mixed bits, {minutes} min of calibration", "2.5", mixed(2.5, 32, minutes)
 
 

@@ -59,7 +59,7 @@ def from_whisper(
         latent_dtype: of cached latents, see `WhisperMLAConfig`: "int8", "int4", or two for text and audio; None: the
             model's; "auto": chosen with the ranks under a budget; "mixed": bits by direction, see `choose_bits`.
         latent_group_size: values that are rounded together.
-        preset: instead of ranks and `latent_dtype`: "lossless", "near-lossless" or "small", see `with_preset`.
+        preset: instead of ranks and `latent_dtype`: a name of `PRESETS`, see `with_preset`.
         method: how low-rank projections are found, see `METHODS`; None: "fisher". Named, without calibration, the
             result is not measured.
         calibration: audio of the kind that the model will hear, for methods that need it and to measure the result: a

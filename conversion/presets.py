@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-# What each gave on real weights: benchmarks/results/accuracy_tiny_en.md and accuracy_base.md.
+# What each gave on real weights: accuracy_tiny_en.md, accuracy_base.md, and of the last accuracy_tiny_en_mixed.md and
+# accuracy_base_mixed.md, in benchmarks/results.
 PRESETS: dict[str, dict[str, Any]] = {
     "lossless": {},
     "near-lossless": {"latent_dtype": "int8"},
     "small": {"latent_dtype": "int4"},
+    "smallest": {"latent_dtype": "mixed"},
 }
 _SETTLED = ("kv_rank", "cross_kv_rank", "audio_kv_rank", "latent_dtype")
 
@@ -17,7 +19,8 @@ def with_preset(preset: str | None, latent_fields: Mapping[str, Any], has_budget
 
     Args:
         preset: of `PRESETS`: "lossless" keeps every token; "near-lossless" rounds latents to eight bits, "small" to
-            four, and both say what that costs. None changes nothing.
+            four, "smallest" gives their directions 3.5 bits in the mean, for which it needs audio; all say what that
+            costs. None changes nothing.
         latent_fields: as the user gave them.
         has_budget: whether a budget was given too.
 

@@ -88,7 +88,7 @@ def convert(
         str | None,
         typer.Option(
             help="Instead of ranks and --latent-dtype: lossless (the same tokens), near-lossless (latents in 8 "
-            "bits) or small (in 4 bits); what it costs is measured and printed.",
+            "bits), small (in 4) or smallest (mixed, 3.5); what it costs is measured and printed.",
             show_default=False,
         ),
     ] = None,

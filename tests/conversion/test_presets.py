@@ -15,13 +15,14 @@ def test_what_a_preset_stands_for(preset, latent_dtype):
 
 
 def test_every_preset_is_one_of_those_above():
-    assert list(PRESETS) == ["lossless", "near-lossless", "small"]
+    assert list(PRESETS) == ["lossless", "near-lossless", "small", "smallest"]
+    assert PRESETS["smallest"] == {"latent_dtype": "mixed"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"preset": "tiny"}, "preset='tiny': expected one of 'lossless', 'near-lossless', 'small'"),
+        ({"preset": "tiny"}, "preset='tiny': expected one of 'lossless', 'near-lossless', 'small', 'smallest'"),
         ({"preset": "small", "kv_rank": 8}, "preset='small' settles ranks and latent_dtype: leave out kv_rank"),
         ({"preset": "small", "latent_dtype": "int8"}, "leave out latent_dtype"),
         ({"preset": "lossless", "cache_cut": 0.9}, "leave out the budget"),
