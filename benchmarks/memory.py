@@ -23,22 +23,24 @@ def main(
     size: str = typer.Option("small", help="Whisper's dimensions."),
     protocol: str = typer.Option("realistic", help="Or paper."),
     batch_size: list[int] = typer.Option([], help="Instead of the protocol's."),  # noqa: B008
-    dtype: str = typer.Option("float16", help="float32 where it is measured."),
+    positions: list[int] = typer.Option([], help="Instead of the protocol's."),  # noqa: B008
+    num_beams: list[int] = typer.Option([], help="Instead of the protocol's."),  # noqa: B008
+    dtype: str = typer.Option("float16", help="float32 or bfloat16 where it is measured."),
     limit: str = typer.Option("24GB", help="How many streams fit into it."),
     measured: bool = typer.Option(False, "--measure", help="Decode too."),
     name: str = typer.Option("memory", help="Of the result files."),
 ):
     """One row for each setting and model."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(2)
     config, value = whisper_config(size), 4 if dtype == "float32" else 2
     batches, lengths, beams = PROTOCOLS[protocol]
     rows, raw = [], []
-    for streams, positions, hypotheses in product(batch_size or batches, lengths, beams):
-        setting = Setting(streams, positions, hypotheses, value)
-        for model, one in stock_and_latent(config, positions).items():
+    for streams, length, hypotheses in product(batch_size or batches, positions or lengths, num_beams or beams):
+        setting = Setting(streams, length, hypotheses, value)
+        for model, one in stock_and_latent(config, length).items():
             computed, fits = memory_of(one, setting), streams_that_fit(one, setting, parse_bytes(limit))
             result = {"model": model, **dataclasses.asdict(setting), "computed": dataclasses.asdict(computed)}
-            cells = [f"{streams} × {positions:,} × {hypotheses}", model]
+            cells = [f"{streams} × {length:,} × {hypotheses}", model]
             cells += [f"{part / 1e6:,.0f}" for part in (computed.weights, computed.cache, computed.work)] + [
                 f"{fits:,}"
             ]

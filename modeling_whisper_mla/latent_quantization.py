@@ -12,7 +12,7 @@ repeat, cut and reorder positions without knowing what they mean.
 Latents whose groups have bits of their own are those of `mixed_quantization.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from torch import Tensor
 from .mixed_quantization import dequantize_mixed, quantize_mixed
 
 _FLOAT16_MAX = 65504.0
+# Values or bytes that are worked on at a time: some audios, and so few that processors' caches hold them.
+_AT_ONCE = 2**20
 
 
 def quantize(latent: Tensor, bits: int | Sequence[int], group_size: int) -> Tensor:
@@ -36,6 +38,10 @@ def quantize(latent: Tensor, bits: int | Sequence[int], group_size: int) -> Tens
         `R / (2^bits - 1) / 2 + |m| / 2^11` in Euclidean norm. Rotated values beyond float16's ±65504 are cut. A group
         with a NaN or an infinity comes back as NaN.
     """
+    return _in_parts(lambda part: _quantize(part, bits, group_size), latent)
+
+
+def _quantize(latent: Tensor, bits: int | Sequence[int], group_size: int) -> Tensor:
     if not isinstance(bits, int):
         return quantize_mixed(latent, bits, group_size)
     levels = 2**bits - 1
@@ -65,6 +71,10 @@ def dequantize(packed: Tensor, width: int, bits: int | Sequence[int], group_size
     Returns:
         Tensor: `[..., width]`.
     """
+    return _in_parts(lambda part: _dequantize(part, width, bits, group_size, dtype), packed)
+
+
+def _dequantize(packed: Tensor, width: int, bits: int | Sequence[int], group_size: int, dtype: torch.dtype) -> Tensor:
     if not isinstance(bits, int):
         return dequantize_mixed(packed, bits, group_size, dtype)
     code_bytes, groups = width * bits // 8, width // group_size
@@ -91,6 +101,21 @@ def round_latent(latent: Tensor, bits: int | Sequence[int], group_size: int) -> 
     packed = quantize(latent.detach(), bits, group_size)
     rounded = dequantize(packed, latent.shape[-1], bits, group_size, latent.dtype)
     return latent + (rounded - latent.detach()) if latent.requires_grad else rounded
+
+
+def _in_parts(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+    """`function` of a batch, in parts where it is large: what it makes in between is several times as large."""
+    if torch.compiler.is_compiling() or batch.dim() < 2 or batch.numel() <= _AT_ONCE or len(batch) == 1:
+        return function(batch)
+    rows = max(1, _AT_ONCE // batch[0].numel())
+    result = None
+    for start in range(0, len(batch), rows):
+        part = function(batch[start : start + rows])
+        if result is None:
+            result = part.new_empty(len(batch), *part.shape[1:])
+        result[start : start + rows] = part
+    assert result is not None
+    return result
 
 
 def hadamard(size: int, device: torch.device | None = None) -> Tensor:

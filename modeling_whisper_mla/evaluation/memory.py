@@ -9,6 +9,7 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from whisper_mla import WhisperMLAForConditionalGeneration
 from whisper_mla.configuration import WhisperMLAConfig, cache_size
+from whisper_mla.configuration.configuration_whisper_mla import LATENT_BITS
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -96,14 +97,18 @@ def stock_and_latent(config: WhisperConfig, positions: int | None = None) -> dic
     """The configurations to compare: the stock model, and the converted one.
 
     Args:
-        config: of either; a stock one is compared with its exact conversion.
+        config: of either; a stock one is compared with its exact conversion, also with rounded latents.
         positions: text positions that both must have, extended where the checkpoint has fewer.
     """
     if positions and positions > config.max_target_positions:
         config = type(config).from_dict({**config.to_dict(), "max_target_positions": positions})
     if _is_latent(config):
         return {"stock": config.to_whisper_config(), "this model": config}  # type: ignore[attr-defined]
-    return {"stock": config, "exact": WhisperMLAConfig.from_whisper_config(config)}
+    found = {"stock": config, "exact": WhisperMLAConfig.from_whisper_config(config)}
+    if config.d_model % 32 == 0:
+        for dtype in LATENT_BITS:
+            found[f"{dtype} latents"] = WhisperMLAConfig.from_whisper_config(config, latent_dtype=dtype)
+    return found
 
 
 def parse_bytes(text: str) -> int:

@@ -30,7 +30,7 @@ class Measured:
 
     Attributes:
         peak: at most, in bytes; None if it was ended for want of memory or time.
-        before: with the model loaded and the encoder output made, before decoding.
+        before: with the model loaded.
         reason: why there is no peak.
     """
 
@@ -75,14 +75,16 @@ def _decode(config: WhisperConfig, setting: Setting) -> Measured:
         kind = WhisperMLAForConditionalGeneration  # type: ignore[assignment]
     torch.set_default_dtype(torch.float32 if setting.bytes_per_value == 4 else torch.bfloat16)
     model = kind(config).eval()
-    states = torch.randn(setting.batch_size, config.max_source_positions, config.d_model)
     start = torch.full((setting.batch_size, 1), config.decoder_start_token_id)
     count = setting.positions - 1
     before = psutil.Process().memory_info().rss
+    outputs = BaseModelOutput(torch.randn(setting.batch_size, config.max_source_positions, config.d_model))
+    if isinstance(model, WhisperMLAForConditionalGeneration):
+        outputs = model.compress_encoder_outputs(outputs)  # so that the encoder output itself is held no longer
     # Not Whisper's own generate, which ends at 448 positions.
     GenerationMixin.generate(
         model,
-        encoder_outputs=BaseModelOutput(last_hidden_state=states),
+        encoder_outputs=outputs,
         decoder_input_ids=start,
         generation_config=GenerationConfig(
             max_new_tokens=count,

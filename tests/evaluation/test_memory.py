@@ -47,7 +47,9 @@ def test_what_fits_is_the_largest_batch_whose_memory_does():
 
 
 def test_positions_are_extended_and_stock_stands_beside_either():
-    stock, exact = stock_and_latent(whisper_config("tiny"), 4096).values()
+    found = stock_and_latent(whisper_config("tiny"), 4096)
+    assert list(found) == ["stock", "exact", "int8 latents", "int4 latents"]
+    stock, exact = found["stock"], found["exact"]
     assert stock.max_target_positions == exact.max_target_positions == 4096
     assert weight_bytes(stock, 1) == weight_bytes(whisper_config("tiny"), 1) + (4096 - 448) * 384
     back = stock_and_latent(exact)
@@ -70,13 +72,11 @@ def test_the_command_tells_what_is_computed(tmp_path):
     report = json.loads(result.stdout)
     assert report == json.loads((tmp_path / "memory.json").read_text())
     rows = report["settings"]
-    assert [(row["batch_size"], row["num_beams"], row["model"]) for row in rows[:4]] == [
-        (1, 1, "stock"),
-        (1, 1, "exact"),
-        (1, 5, "stock"),
-        (1, 5, "exact"),
+    models = ["stock", "exact", "int8 latents", "int4 latents"]
+    assert [(row["batch_size"], row["num_beams"], row["model"]) for row in rows[:8]] == [
+        (1, beams, model) for beams in (1, 5) for model in models
     ]
-    assert rows[2]["computed"]["cache"] == cache_size(whisper_config("base"), 1, 448, 5).total
+    assert rows[4]["computed"]["cache"] == cache_size(whisper_config("base"), 1, 448, 5).total
     assert all("measured" not in row for row in rows)
     fits = report["what_fits"]["streams"]
     assert fits[1]["num_beams"] == 5 and fits[1]["exact"] > 3 * fits[1]["stock"] > 0
@@ -87,7 +87,7 @@ def test_the_command_tells_what_is_computed(tmp_path):
 def test_the_papers_protocol():
     rows = json.loads(run("small", "--protocol", "paper", "--json").stdout)["settings"]
     assert {row["batch_size"] for row in rows} == {64}
-    assert [row["positions"] for row in rows[::2]] == [32, 64, 128, 256, 512, 1024, 2048, 4096]
+    assert [row["positions"] for row in rows[::4]] == [32, 64, 128, 256, 512, 1024, 2048, 4096]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,8 @@ def test_bad_input(arguments, complaint):
 
 
 def test_what_was_measured_stands_beside_it(monkeypatch):
-    found = iter([Measured(300_000_000, 100_000_000), Measured(None, None, "out of memory")])
+    gone = Measured(None, None, "out of memory")
+    found = iter([Measured(300_000_000, 100_000_000), gone, gone, gone])
     monkeypatch.setattr(benchmark_command, "measure", lambda config, setting, seconds: next(found))
     table = run("tiny", "--measure", "--batch-size", 1, "--positions", 32, "--num-beams", 1).stdout
     assert "200.00 MB" in table and "300.00 MB" in table and "out of memory" in table
@@ -140,15 +141,19 @@ def test_decoding_fills_the_positions(monkeypatch):
             memory_process._decode(config, Setting(2, 50, 3, 4))
     finally:
         torch.set_default_dtype(default)
-    assert [kind for kind, _ in asked] == [WhisperForConditionalGeneration, WhisperMLAForConditionalGeneration]
+    ours = [WhisperMLAForConditionalGeneration] * 3
+    assert [kind for kind, _ in asked] == [WhisperForConditionalGeneration, *ours]
     for _, kwargs in asked:
         assert kwargs["generation_config"].min_new_tokens == 49 and kwargs["generation_config"].num_beams == 3
-        assert kwargs["encoder_outputs"].last_hidden_state.shape == (2, 30, 32)
+    # Four bytes a value; 8 bits, or 4, and a scale and a minimum for 32 of them.
+    widths = [kwargs["encoder_outputs"].last_hidden_state.shape for _, kwargs in asked]
+    assert widths == [(2, 30, 32), (2, 30, 32), (2, 30, 36), (2, 30, 20)]
 
 
 @pytest.mark.processes
 def test_a_fresh_process_is_measured():
     config = random_whisper(d_model=64, max_source_positions=1500).config
-    stock, exact = (measure(one, Setting(8, 40, 4, 4)) for one in stock_and_latent(config).values())
+    pair = stock_and_latent(config)
+    stock, exact = (measure(pair[name], Setting(8, 40, 4, 4)) for name in ("stock", "exact"))
     for found in (stock, exact):
         assert found.reason is None and 50_000_000 < found.before <= found.peak < 10**10
