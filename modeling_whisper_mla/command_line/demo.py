@@ -40,11 +40,12 @@ class DemoRow:
         return self.self_attention + self.cross_attention
 
 
-def run_demo(console: Console) -> list[DemoRow]:
+def run_demo(console: Console, limit: int | None = None) -> list[DemoRow]:
     """Run the demo and print its table.
 
     Args:
         console: where progress and the table go.
+        limit: take only so many clips.
 
     Returns:
         list[DemoRow]: stock, exact, and latents in 4 bits.
@@ -53,6 +54,7 @@ def run_demo(console: Console) -> list[DemoRow]:
         source, clips = assets / "whisper-digits", assets / "clips"
         with open(clips / "metadata.csv", newline="", encoding="utf-8") as table:
             references = {row["file_name"]: row["text"] for row in csv.DictReader(table) if row["file_name"][0] == "c"}
+        references = dict(list(references.items())[:limit])
         processor = AutoProcessor.from_pretrained(source)
         audio = [read_audio(clips / name) for name in references]
         features = processor(audio, sampling_rate=SAMPLING_RATE, return_tensors="pt").input_features

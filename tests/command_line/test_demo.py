@@ -9,7 +9,7 @@ from whisper_mla.command_line.demo import run_demo
 
 
 def test_demo_shows_equal_tokens_and_smaller_caches(capsys):
-    stock, exact, rounded = run_demo(Console(width=160))
+    stock, exact, rounded = run_demo(Console(width=160), limit=6)
     assert (stock.total, exact.total) == (7_766_016, 2_347_008)
     assert rounded.total < exact.total / 4
     assert rounded.wer <= 0.02
