@@ -21,7 +21,7 @@ RESULTS = Path(__file__).parent / "results"
 def environment() -> dict:
     """Where and how a benchmark ran."""
     return {
-        "command": shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
+        "command": shlex.join(["python", os.path.relpath(sys.argv[0], RESULTS.parents[1]), *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
         "versions": {name: version(name) for name in ("whisper-mla", "torch", "transformers")},
         "python": platform.python_version(),
