@@ -2,8 +2,18 @@
 
 import typer
 from result_files import write_results
+from transformers import WhisperConfig
 
 from whisper_mla.configuration import WHISPER_SIZES, WhisperMLAConfig, cache_size, whisper_config
+from whisper_mla.conversion.mixed_choice import DEFAULT_BITS
+
+
+def mixed(stock: WhisperConfig) -> dict:
+    """Latents as large as `latent_dtype="mixed"` allows them, all alike: how they share bits depends on the audio."""
+    bits, groups = int((DEFAULT_BITS * stock.d_model / 8 - 2) * 8 / 32), stock.d_model // 32
+    row = [bits // groups + (group < bits % groups) for group in range(groups)]
+    ranks = {"kv_rank": stock.d_model, "cross_kv_rank": stock.d_model}
+    return {"latent_dtype": "mixed", "kv_bits": [row] * stock.decoder_layers, "cross_kv_bits": row, **ranks}
 
 
 def main(
@@ -25,6 +35,7 @@ def main(
             "int8": {"latent_dtype": "int8"},
             "int8 of the text, int4 of the audio": {"latent_dtype": ["int8", "int4"]},
             "int4": {"latent_dtype": "int4"},
+            "mixed bits, 3.5 per value": mixed(stock),
             "kv_rank d/2, int4": {"kv_rank": half, "latent_dtype": "int4"},
         }
         whole = cache_size(stock, positions=positions, num_beams=num_beams)
