@@ -4,6 +4,7 @@ from rich.table import Table
 from transformers import WhisperConfig
 
 from whisper_mla.configuration import WhisperMLAConfig, cache_size
+from whisper_mla.configuration.configuration_whisper_mla import MIXED
 
 PARTS = ("self_attention", "cross_attention", "total")
 
@@ -75,7 +76,7 @@ def describe_ranks(report: dict) -> str:
     ranks, full = report["ranks"], report["d_model"]
 
     def say(values: list[int]) -> str:
-        if set(values) == {full}:
+        if set(values) == {full} and report["latent_dtype"][0] != MIXED:
             return "exact"
         return f"rank {values[0]}" if len(set(values)) == 1 else f"ranks {', '.join(map(str, values))}"
 
@@ -87,6 +88,8 @@ def describe_ranks(report: dict) -> str:
     audio = "stock" if set(ranks["audio_kv"]) == {full} else say(ranks["audio_kv"])
     text, kept = report["latent_dtype"]
     rounded = [f"{dtype} of the {what}" for dtype, what in ((text, "text"), (kept, "audio")) if dtype]
+    if report["latent_dtype"][0] == MIXED:
+        rounded = ["groups of directions in bits of their own"]
     return (
         f"Decoder self-attention: {say(ranks['kv'])}. Cross-attention: {cross}. Encoder: {audio}. (Full rank: {full}.)"
         + (f" Latents are rounded: {', '.join(rounded)}." if rounded else "")
