@@ -76,12 +76,28 @@ class LatentMetadata:
         slot_mapping: `[written]`, where the step's latents go: block · N + row.
         rows: all requests, by number of queries.
         read: the latents that were read last, by where they begin: layers that share a latent read it once.
+        scratch: the memory that latents are read into, kept from step to step because new memory costs more than the
+            reading.
     """
 
     num_actual_tokens: int
     slot_mapping: Tensor
     rows: list[Rows]
+    scratch: list[Tensor]
     read: tuple[int, list[Tensor]] | None = field(default=None)
+
+    def gather(self, latents: Tensor) -> list[Tensor]:
+        """The latents of each of `rows`, `[n, length, r]`, out of blocks `[B, N, r]`."""
+        _, per_block, rank = latents.shape
+        sizes = [rows.blocks.numel() * per_block * rank for rows in self.rows]
+        if not self.scratch or self.scratch[0].numel() < sum(sizes):
+            self.scratch[:] = [latents.new_empty(sum(sizes))]
+        parts = self.scratch[0][: sum(sizes)].split(sizes)
+        found = []
+        for rows, part in zip(self.rows, parts, strict=True):
+            torch.index_select(latents, 0, rows.blocks.flatten(), out=part.view(-1, per_block, rank))
+            found.append(part.view(rows.blocks.shape[0], -1, rank)[:, : rows.length])
+        return found
 
 
 class LatentMetadataBuilder(AttentionMetadataBuilder[LatentMetadata]):
@@ -89,6 +105,7 @@ class LatentMetadataBuilder(AttentionMetadataBuilder[LatentMetadata]):
 
     def __init__(self, kv_cache_spec, layer_names, vllm_config, device):
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+        self.scratch: list[Tensor] = []
 
     def build(self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False):
         common = common_attn_metadata
@@ -98,7 +115,7 @@ class LatentMetadataBuilder(AttentionMetadataBuilder[LatentMetadata]):
             if end > start:
                 by_queries.setdefault(end - start, []).append(request)
         rows = [self._rows(queries, requests, starts, common) for queries, requests in by_queries.items()]
-        return LatentMetadata(common.num_actual_tokens, common.slot_mapping, rows)
+        return LatentMetadata(common.num_actual_tokens, common.slot_mapping, rows, self.scratch)
 
     def _rows(self, queries: int, requests: list[int], starts: list[int], common: CommonAttentionMetadata) -> Rows:
         device = common.seq_lens.device
@@ -162,8 +179,7 @@ class LatentAttentionImpl(AttentionImpl):
         elif attn_metadata.read is not None and attn_metadata.read[0] != self.start:
             attn_metadata.read = None
         if key is not None or attn_metadata.read is None:
-            read = [latents[rows.blocks].flatten(1, 2)[:, : rows.length] for rows in attn_metadata.rows]
-            attn_metadata.read = (self.start, read)
+            attn_metadata.read = (self.start, attn_metadata.gather(latents))
         for rows, latent in zip(attn_metadata.rows, attn_metadata.read[1], strict=True):
             attended, _ = attend(query[rows.tokens].transpose(1, 2), latent, rows.mask, False, return_weights=False)
             output[rows.tokens] = attended.transpose(1, 2)
