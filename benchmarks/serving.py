@@ -91,8 +91,8 @@ def main(
                 )
                 start = ["", "", ""]
     note = (
-        f"vLLM {vllm.__version__} on the CPU without compilation, {dtype}, a cache of {cache_bytes >> 20} MiB, the same "
-        "options for all. Tokens of cache and maximum concurrency (of requests with 448 text positions and 1500 audio "
+        f"vLLM {vllm.__version__} on the CPU without compilation, {dtype}, a cache of {cache_bytes >> 20} MiB, the "
+        "same options for all. Tokens of cache and maximum concurrency (requests of 448 text positions and 1500 audio "
         "frames) are vLLM's own figures; “at once” is the most requests that its metrics showed running. Closed loop "
         "over loopback; client and server share the processor. “Same text”: as the first model's. Models without "
         "clients: of their cache alone."
