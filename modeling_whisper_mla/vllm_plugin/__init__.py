@@ -32,12 +32,11 @@ def register() -> None:
 
     import whisper_mla  # noqa: F401  (AutoConfig then knows the model type)
 
-    from .int8_refusal import register_refusal
+    from .served_config import register_config
 
-    register_refusal()
-    ModelRegistry.register_model(
-        "WhisperMLAForConditionalGeneration", "whisper_mla.vllm_plugin.model:WhisperMLAForConditionalGeneration"
-    )
+    architecture = "WhisperMLAForConditionalGeneration"
+    register_config(architecture)
+    ModelRegistry.register_model(architecture, f"whisper_mla.vllm_plugin.model:{architecture}")
 
 
 __all__ = ["SUPPORTED_VLLM", "register"]

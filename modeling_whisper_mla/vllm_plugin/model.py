@@ -21,7 +21,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from .cache_layout import cache_layout
 from .latent_layers import LatentCrossAttention, LatentSelfAttention
-from .refusals import check_audio, check_served
+from .refusals import check_audio
 from .served_weights import served_weights
 
 
@@ -120,24 +120,26 @@ class WhisperMLAModel(whisper.WhisperModel):
         self.decoder = WhisperMLADecoder(vllm_config=vllm_config, prefix=f"{prefix}.decoder")
 
 
+class WhisperMLAMultiModalProcessor(whisper.WhisperMultiModalProcessor):
+    """vLLM's, which leaves prompts as they are: a previous text comes before `<|startoftranscript|>`, and vLLM would
+    put that token once more in front of it."""
+
+    skip_decoder_start_token = True
+
+
 @MULTIMODAL_REGISTRY.register_processor(
-    whisper.WhisperMultiModalProcessor,
+    WhisperMLAMultiModalProcessor,
     info=whisper.WhisperProcessingInfo,
     dummy_inputs=whisper.WhisperDummyInputsBuilder,
 )
 class WhisperMLAForConditionalGeneration(whisper.WhisperForConditionalGeneration):
-    """Whisper-MLA for `/v1/audio/transcriptions` and `/v1/audio/translations`.
-
-    Raises:
-        ValueError: vLLM cannot hold the model; see [`check_served`].
-    """
+    """Whisper-MLA for `/v1/audio/transcriptions` and `/v1/audio/translations`."""
 
     supports_lora: ClassVar[bool] = False  # adapters name the projections of stock Whisper
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         nn.Module.__init__(self)
         config = vllm_config.model_config.hf_config
-        check_served(config, vllm_config.cache_config.cache_dtype, vllm_config.parallel_config.tensor_parallel_size)
         self.config = config
         self.dtype = vllm_config.model_config.dtype
         with self._mark_composite_model(

@@ -1,7 +1,8 @@
-"""Decode clips with vLLM in a process of its own: `python decode.py FOLDER JOBS OUTPUT`.
+"""Decode clips with vLLM in a process of its own: `python decode.py FOLDER JOBS OUTPUT PROCESSES BLOCKS`.
 
 JOBS is a JSON list of {"audio": a wav file, "prompt": token ids, "max_tokens": number}; OUTPUT gets a list of token id
-lists, and what vLLM says of its cache.
+lists, and how often a request had to give its blocks back. PROCESSES: of tensor parallelism; BLOCKS: of the cache, 0:
+enough.
 """
 
 import json
@@ -10,7 +11,7 @@ import sys
 import soundfile
 
 
-def main(folder: str, jobs_file: str, output: str, *options: str) -> None:
+def main(folder: str, jobs_file: str, output: str, processes: str, blocks: str) -> None:
     from vllm import LLM, SamplingParams
 
     with open(jobs_file) as file:
@@ -18,12 +19,14 @@ def main(folder: str, jobs_file: str, output: str, *options: str) -> None:
     llm = LLM(
         model=folder,
         dtype="float32",
-        max_num_seqs=4,
+        max_num_seqs=8,
         max_num_batched_tokens=1500,
         kv_cache_memory_bytes=64 << 20,
+        num_gpu_blocks_override=int(blocks) or None,
+        disable_log_stats=False,
         enforce_eager=True,
         limit_mm_per_prompt={"audio": 1},
-        tensor_parallel_size=int(options[0]) if options else 1,
+        tensor_parallel_size=int(processes),
     )
     prompts = [
         {
@@ -38,10 +41,10 @@ def main(folder: str, jobs_file: str, output: str, *options: str) -> None:
     # Whisper's lists of forbidden tokens are no part of vLLM: the comparison is of plain greedy decoding.
     params = [SamplingParams(temperature=0, max_tokens=job["max_tokens"]) for job in jobs]
     outputs = llm.generate(prompts, params, use_tqdm=False)
-    cache = llm.llm_engine.vllm_config.cache_config
-    said = {"num_gpu_blocks": cache.num_gpu_blocks, "block_size": cache.block_size}
+    preemptions = sum(metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions")
     with open(output, "w") as file:
-        json.dump({"tokens": [list(found.outputs[0].token_ids) for found in outputs], "cache": said}, file)
+        tokens = [list(found.outputs[0].token_ids) for found in outputs]
+        json.dump({"tokens": tokens, "preemptions": preemptions}, file)
 
 
 if __name__ == "__main__":
