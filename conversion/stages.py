@@ -194,7 +194,8 @@ def find_factors(
     """Factorise every latent at its rank, with the option that held-out audio settles."""
     statistics, held_out, device = evidence.statistics, evidence.held_out, compute_device(stock)
     low_rank = chosen.goal.low_rank
-    options, tried = dict(chosen.options), []
+    options: dict[str, Any] = dict(chosen.options)
+    tried: list[Any] = []
     if not plan.mixes_bits:  # which bits were chosen with
         options, tried = search_option(plan.method, options, running, low_rank, statistics, held_out, device)
     decompositions = Decompositions(plan.method, options, stock.state_dict(), statistics, device)

@@ -216,7 +216,7 @@ class Int8Linear(nn.Module):
             raise RuntimeError(f"Int8Linear: {missing}. Load the model without int8 weights.")
         few = _has_fbgemm() and not (self.many_rows and _has_onednn())
         kernel: type[PackedWeight] = FewRows if few else ManyRows
-        return kernel(self.weight, self.scale.float(), zero_point(kernel))
+        return kernel(self.weight, self.scale.float(), zero_point(kernel))  # type: ignore[arg-type]
 
     def _apply(self, *args, **kwargs):
         self._product = None

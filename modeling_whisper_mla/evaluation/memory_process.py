@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import torch
@@ -78,7 +79,7 @@ def _decode(config: WhisperConfig, setting: Setting) -> Measured:
     start = torch.full((setting.batch_size, 1), config.decoder_start_token_id)
     count = setting.positions - 1
     before = psutil.Process().memory_info().rss
-    outputs = BaseModelOutput(torch.randn(setting.batch_size, config.max_source_positions, config.d_model))
+    outputs: Any = BaseModelOutput(torch.randn(setting.batch_size, config.max_source_positions, config.d_model))
     if isinstance(model, WhisperMLAForConditionalGeneration):
         outputs = model.compress_encoder_outputs(outputs)  # so that the encoder output itself is held no longer
     # Not Whisper's own generate, which ends at 448 positions.

@@ -150,5 +150,5 @@ def head_rows(rows: int, rank: int) -> nn.Parameter:
         first = get_tensor_model_parallel_rank() * rows
         parameter.data.copy_(loaded[first : first + rows])
 
-    parameter.weight_loader = load
+    parameter.weight_loader = load  # type: ignore[attr-defined]
     return parameter
