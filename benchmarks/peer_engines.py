@@ -119,12 +119,13 @@ def main() -> None:
     engine = InCTranslate2(*common, task["width"]) if is_peer else InTransformers(*common)
     answers = []
     for batch_size, num_beams, tokens in task["decode"]:
-        engine.decode(batch_size, num_beams, 4)  # warm, and compiled
+        warm = timed(lambda: engine.decode(batch_size, num_beams, 4))["seconds"]  # noqa: B023  # compiled here
         for _ in range(task["repeats"]):
             measured = timed(lambda: engine.decode(batch_size, num_beams, tokens))  # noqa: B023  # called at once
             if measured["value"] != tokens:
                 raise RuntimeError(f"{task['engine']}: {measured['value']} tokens, not {tokens}.")
-            answers.append({"batch_size": batch_size, "num_beams": num_beams, "tokens": tokens, **measured})
+            setting = {"batch_size": batch_size, "num_beams": num_beams, "tokens": tokens}
+            answers.append({**setting, "warm_seconds": warm, **measured})
     files = []
     if task["audio"]:
         import soundfile

@@ -166,6 +166,16 @@ def main() -> None:
         f"{os.cpu_count()} cores (idle but for this: at most {arguments.threads}). Stock of 40 rows: one round. "
         f"Picture: {arguments.name}.png."
     )
+    compiling = [
+        max(x["warm_seconds"] for x in answer["decode"])
+        for engine, found in answers.items()
+        for answer in found
+        if engine.endswith("compiled") and answer["decode"]
+    ]
+    if compiling:
+        note += (
+            f" A warm-up with compiling took at most {compiling[0]:.0f} s the first time, then {min(compiling):.0f} s."
+        )
     columns = ["setting", *arguments.engines, *(f"{a} : {b}" for a, b in ratios)]
     raw = {"rows": rows, "clock": arguments.clock, "answers": answers, "peers": peer_versions()}
     write_results(arguments.name, note, columns, cells, raw)
