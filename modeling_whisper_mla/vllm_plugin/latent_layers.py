@@ -11,6 +11,7 @@ from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_pa
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.attention.cross_attention import create_cross_attention_backend
 from vllm.model_executor.layers.linear import ColumnParallelLinear, ReplicatedLinear, RowParallelLinear
+from vllm.model_executor.utils import set_weight_attrs
 from vllm.v1.attention.backend import AttentionType
 from vllm.v1.kv_cache_interface import CrossAttentionSpec, FullAttentionSpec, KVCacheSpec
 
@@ -150,5 +151,5 @@ def head_rows(rows: int, rank: int) -> nn.Parameter:
         first = get_tensor_model_parallel_rank() * rows
         parameter.data.copy_(loaded[first : first + rows])
 
-    parameter.weight_loader = load  # type: ignore[attr-defined]
+    set_weight_attrs(parameter, {"weight_loader": load})
     return parameter
