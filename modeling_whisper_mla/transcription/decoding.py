@@ -1,5 +1,8 @@
 """Decode windows of audio in batches, with fallback to higher temperatures."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -173,9 +176,7 @@ class WindowDecoder:
             arguments["logits_processor"] = [likelihood]
         if temperature > 0:
             arguments |= {"do_sample": True, "top_k": 0}
-        device = encoded.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(0)
+        with _seeded(encoded.device) if temperature > 0 else nullcontext():
             output = model.generate(  # type: ignore[operator]
                 encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
                 return_timestamps=windows[0].with_timestamps,
@@ -193,6 +194,17 @@ class WindowDecoder:
             logprob = float(result["sequences_scores"]) if beams > 1 else likelihood.mean(row, tokens)
             found.append(_Generated(sequence[:length].tolist(), tokens, logprob))
         return found
+
+
+@contextmanager
+def _seeded(device: torch.device) -> Iterator[None]:
+    """Random numbers from a fixed seed, for one thread at a time: all draw from one generator, left as it was."""
+    with _one_draws, torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        yield
+
+
+_one_draws = threading.Lock()
 
 
 @dataclass(frozen=True)

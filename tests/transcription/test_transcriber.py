@@ -1,6 +1,7 @@
 """What the transcriber asks of the model."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -53,6 +54,20 @@ def test_neighbours_do_not_change_a_transcript(exact, processor, clips):
     long = clips["long"]["samples"]
     audios = [clips["clip02"]["samples"], long[:170_000], clips["clip00"]["samples"], long[:250_000]]
     assert transcriber(audios) == [transcriber([samples])[0] for samples in audios]
+
+
+def test_threads_that_sample_do_not_disturb_each_other(exact, processor, clips):
+    """All threads of a process draw from one generator of random numbers."""
+    unsure = FallbackOptions((0.0, 1.0), logprob_threshold=0.0)
+    transcriber = Transcriber(exact, processor, fallback=unsure)
+    before = torch.get_rng_state()
+    audios = [clips[f"clip0{i}"]["samples"][:24_000] for i in range(4)]
+    expected = [transcriber([samples])[0] for samples in audios]
+    assert all(transcript.fallbacks for transcript in expected)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda number: transcriber([audios[number % 4]])[0], range(16)))
+    assert [transcript.text for transcript in found] == [transcript.text for transcript in expected] * 4
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(
