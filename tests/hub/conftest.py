@@ -7,12 +7,13 @@ environment and has imported everything: a fresh client costs a fraction of a se
 
 import multiprocessing
 import os
+import shutil
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
-from transformers import GenerationConfig, WhisperForConditionalGeneration
+from transformers import AutoModelForSpeechSeq2Seq, GenerationConfig, WhisperForConditionalGeneration
 
 from tests.conftest import random_whisper
 from tests.hub import client
@@ -155,3 +156,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 def served(commit) -> dict[str, bytes]:
     """Every file of a commit but the one that a new repository begins with."""
     return {path: file.content for path, file in commit.files.items() if path != ".gitattributes"}
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoint):
+    return client.outputs(AutoModelForSpeechSeq2Seq.from_pretrained(checkpoint))
+
+
+@pytest.fixture
+def copied(checkpoint, tmp_path):
+    """A copy of the checkpoint that a test may spoil, without the record that would notice first."""
+    return Path(shutil.copytree(checkpoint, tmp_path / "copy", ignore=shutil.ignore_patterns("conversion.json")))

@@ -5,7 +5,6 @@ import shutil
 import threading
 
 import pytest
-from transformers import AutoModelForSpeechSeq2Seq
 
 from tests.hub import client
 from tests.hub.conftest import contents, served
@@ -14,11 +13,6 @@ from whisper_mla.hub import push as hub_folder
 
 NAME = "org/tiny-mla"
 WEIGHTS = r"^/lfs/"  # where the hub's redirect for model.safetensors leads
-
-
-@pytest.fixture(scope="module")
-def expected(checkpoint):
-    return client.outputs(AutoModelForSpeechSeq2Seq.from_pretrained(checkpoint))
 
 
 @pytest.fixture
