@@ -30,7 +30,9 @@ def main(
     language: str | None = None,
     clients: Annotated[int, typer.Option(min=1, help="Recordings on their way at a time.")] = 8,
     retries: Annotated[int, typer.Option(min=0, help="Of a recording, with growing pauses.")] = 4,
-    timeout: Annotated[float, typer.Option(help="Seconds for one answer.")] = 600.0,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds to wait: a server that is being ended may answer never.")
+    ] = 120.0,
     api_key: Annotated[str, typer.Option(envvar="OPENAI_API_KEY")] = "none",
 ):
     files = sorted(p for p in recordings.rglob("*") if p.suffix in SUFFIXES) if recordings.is_dir() else [recordings]
