@@ -23,7 +23,8 @@ def compile_decoding(model: PreTrainedModel, **options: Any) -> PreTrainedModel:
     steps that return attentions or hidden states run as before. What is computed is the same up to rounding.
 
     Args:
-        model: a Whisper-MLA model in evaluation mode; its `forward` is replaced.
+        model: a Whisper-MLA model in evaluation mode; its `forward` is replaced, by one that a copy of the model would
+            still call for this one: copy first.
         options: of `torch.compile`, in place of the ones chosen here.
 
     Returns:
