@@ -2,7 +2,9 @@
 
 import copy
 import csv
+import getpass
 import os
+import tempfile
 import weakref
 from collections.abc import Callable
 from importlib.resources import files
@@ -11,6 +13,11 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Tables and messages as wide as they like, whatever terminal the tests run in.
 os.environ["COLUMNS"] = "200"
+# Kernels that PyTorch compiled for one instruction set are wrong under another, and its cache does not tell them apart.
+os.environ.setdefault(
+    "TORCHINDUCTOR_CACHE_DIR",
+    f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}_{os.environ.get('ATEN_CPU_CAPABILITY', 'native')}",
+)
 
 import pytest
 import soundfile
@@ -24,8 +31,8 @@ from whisper_mla.encoder_and_decoder import WhisperMLAEncoder
 
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
-# Workers side by side (pytest -n) get one thread each.
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else int(os.environ.get("OMP_NUM_THREADS", "2")))
+# Workers side by side (pytest -n) get one thread each, unless told.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")))
 
 ASSETS = Path(str(files("whisper_mla") / "assets"))
 

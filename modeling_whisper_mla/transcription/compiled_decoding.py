@@ -45,7 +45,7 @@ def compile_decoding(model: PreTrainedModel, **options: Any) -> PreTrainedModel:
         raise RuntimeError(f"compiling on a CPU needs one of {', '.join(_COMPILERS)}. Install one, or do not compile.")
     plain = model.forward
     if on_cpu and "backend" not in options:
-        options = {"options": {"cpp_wrapper": True}, **options}  # kernels called from C++, not from Python
+        options = {"options": _cpu_options(), **options}
     compiled = torch.compile(plain, **{"dynamic": True, **options})
 
     @functools.wraps(plain)
@@ -54,6 +54,18 @@ def compile_decoding(model: PreTrainedModel, **options: Any) -> PreTrainedModel:
 
     model.forward = forward  # type: ignore[method-assign]
     return model
+
+
+def _cpu_options() -> dict[str, Any]:
+    """Inductor's options for a CPU.
+
+    PyTorch keeps compiled graphs on disk under a key that says nothing of the processor's instructions, unless they are
+    an option: a folder of them that was made with AVX-512 gives other tokens, without an error, on a processor that has
+    AVX2 only (seen with PyTorch 2.13).
+    """
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    return {"cpp.simdlen": pick_vec_isa().bit_width(), "cpp_wrapper": True}  # kernels called from C++, not from Python
 
 
 def is_step(model: PreTrainedModel, inputs: dict[str, Any]) -> bool:

@@ -1,5 +1,9 @@
 """Compiled decoding steps: the same tokens, few graphs, and errors before anything is compiled."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from transformers import WhisperForConditionalGeneration
@@ -71,3 +75,34 @@ def test_what_cannot_be_compiled_is_refused(exact, digits, digits_folder, fresh,
     monkeypatch.undo()
     audio = tmp_path / "clip.wav"
     assert "only converted models decode compiled" in error_line("transcribe", digits_folder, audio, "--compile")
+
+
+COMPILED_BESIDE_PLAIN = """
+import torch
+from tests.conftest import random_features, random_whisper
+from whisper_mla import WhisperMLAForConditionalGeneration
+from whisper_mla.transcription.compiled_decoding import compile_decoding
+
+model = WhisperMLAForConditionalGeneration.from_whisper(random_whisper(decoder_layers=1))
+features = random_features(model, 2)
+
+def decode():
+    out = model.generate(features, max_new_tokens=8, return_dict_in_generate=True, output_logits=True)
+    return torch.stack(out.logits)
+
+plain = decode()
+compile_decoding(model)
+print(float((decode() - plain).abs().max()))
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="there is one instruction set only")
+def test_kernels_on_disk_are_not_taken_for_another_processor(tmp_path):
+    """PyTorch's cache of compiled graphs does not tell instruction sets apart: AVX-512's graphs are wrong on AVX2."""
+    other = {"AVX512": "avx2"}.get(torch.backends.cpu.get_cpu_capability(), "default")
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    for capability in ({}, {"ATEN_CPU_CAPABILITY": other}):
+        run = [sys.executable, "-c", COMPILED_BESIDE_PLAIN]
+        done = subprocess.run(run, env=environment | capability, capture_output=True, text=True, check=True)
+        assert float(done.stdout) < 1e-4, capability
