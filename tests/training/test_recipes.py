@@ -9,12 +9,14 @@ import yaml
 from datasets import Dataset
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
 
+from tests.conftest import ASSETS
 from tests.training.conftest import EXAMPLES, speech, write_audio_folder
 from tests.training.test_speech_data import encoded
 from whisper_mla import WhisperMLAForConditionalGeneration
 from whisper_mla.training.recipe import parse_recipe
 
 RECIPES = sorted((EXAMPLES / "recipes").glob("*.yaml"))
+UNLABELLED = EXAMPLES / "recipes" / "unlabelled.yaml"
 TEXT_COLUMN = {"openslr/librispeech_asr": "text", "fixie-ai/common_voice_17_0": "sentence"}
 
 
@@ -89,11 +91,19 @@ def small(recipe: dict, folder) -> list[str]:
 
 def test_all_recipes_are_there():
     names = {path.stem for path in RECIPES}
-    assert names == {"digits", "dora", "librispeech-small", "librispeech-small-paper", "lora", "multilingual"}
+    assert names == {
+        "digits",
+        "dora",
+        "librispeech-small",
+        "librispeech-small-paper",
+        "lora",
+        "multilingual",
+        "unlabelled",
+    }
 
 
 @pytest.mark.training
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in RECIPES if path != UNLABELLED], ids=lambda path: path.stem)
 def test_recipe_runs(path, finetune, tiny_checkpoint, tmp_path, monkeypatch, capsys):
     recipe = yaml.safe_load(path.read_text())
     write_audio_folder(tmp_path / "digits" / "train_takes", seconds=0.3)
@@ -119,6 +129,22 @@ def test_recipe_runs(path, finetune, tiny_checkpoint, tmp_path, monkeypatch, cap
     assert {"loss", "eval_wer"} <= {name for entry in state["log_history"] for name in entry}
     if len(recipe["evaluation"]) > 1:
         assert {"eval_wer_de", "eval_wer_fr"} <= set(results)
+
+
+@pytest.mark.training
+def test_a_recipe_that_reads_no_transcripts(finetune, digits_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("AUDIO", str(ASSETS / "clips"))
+    conversion = {"latent_dtype": "int4", "method": "joint_svd"}  # mixed bits take a minute
+    phases = ["--warmup_steps", "1", "--lr_scheduler_kwargs", '{"num_decay_steps": 1, "decay_type": "1-sqrt"}']
+    steps = ["--max_steps", "2", "--save_steps", "2", "--per_device_train_batch_size", "2", *phases]
+    where = ["--model", str(digits_folder), "--output_dir", str(tmp_path / "run"), "--use_cpu", "true"]
+
+    finetune.main([str(UNLABELLED), *where, *steps, "--conversion", json.dumps(conversion)])
+
+    model = AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "run" / "final", dtype=torch.float32)
+    assert model.config.latent_dtype == "int4"
+    healing = json.loads((tmp_path / "run" / "final" / "conversion.json").read_text())["healing"]
+    assert healing["steps"] == 2 and any("encoder_attn" in name for name in healing["trained_tensors"])
 
 
 def test_papers_recipe_is_the_papers():
