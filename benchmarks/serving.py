@@ -2,12 +2,16 @@
 
 Each model is served by a process of its own, one after the other, with the same options. vLLM's own figures (tokens of
 cache, maximum concurrency) are read from what it logs, the requests that ran at once from its metrics. In a closed loop
-each client sends its next recording as soon as the last is answered. Needs whisper-mla[vllm].
+each client sends its next recording as soon as the last is answered; none is sent twice to a server, since the plug-in
+keeps the encoder's outputs of what it heard last. With --beams: beam search, to which vLLM comes back for every token.
+Needs whisper-mla[vllm].
 
     python benchmarks/serving.py speech/ stock=whisper-base exact=whisper-base-mla --cache-only d/4=whisper-base-quarter
+    python benchmarks/serving.py speech/ stock=whisper-base exact=base-mla --name serving_beams --beams 3 --clients 1
 """
 
 import asyncio
+import itertools
 import re
 import socket
 import statistics
@@ -36,6 +40,8 @@ COLUMNS = [
     "p95 s",
     "same text",
 ]
+# Recordings that are sent before anything is measured.
+WARM = 2
 
 
 def main(
@@ -46,11 +52,20 @@ def main(
     ] = None,
     clients: Annotated[list[int] | None, typer.Option()] = None,
     cache_bytes: int = 256 << 20,
-    requests: int = 32,
+    requests: Annotated[int, typer.Option(help="With several clients; a single one sends a third, at least 8.")] = 24,
+    beams: Annotated[int, typer.Option(help="Beam search of so many beams, one recording per client.")] = 0,
+    beam_tokens: Annotated[int, typer.Option(help="vLLM's beam search always goes on to the last of them.")] = 24,
     dtype: str = "float32",
     name: str = "serving",
 ):
-    recordings = sorted(path for path in speech.iterdir() if path.suffix in (".flac", ".wav"))[:requests]
+    options = {"use_beam_search": True, "n": beams, "max_completion_tokens": beam_tokens} if beams else {}
+    # How many recordings each number of clients sends.
+    loops = {number: requests if number > 1 else max(8, requests // 3) for number in clients or [1, 8, 32]}
+    if beams:
+        loops = {number: number for number in loops}
+    recordings = sorted(path for path in speech.iterdir() if path.suffix in (".flac", ".wav"))
+    if len(recordings) < WARM + sum(loops.values()):
+        raise typer.BadParameter(f"{speech} has {len(recordings)} recordings, {WARM + sum(loops.values())} are needed.")
     rows, raw, texts = [], [], {}
     for model in [*models, *(cache_only or [])]:
         label, folder = model.split("=", 1)
@@ -61,10 +76,11 @@ def main(
                 raw.append(figures)
                 rows.append([*start, *[""] * (len(COLUMNS) - 3)])
                 continue
-            asyncio.run(closed_loop(server.url, recordings[:2], 1))  # warm
-            for number in clients or [1, 8, 32]:
-                sent = recordings if number > 1 else recordings[: max(8, requests // 4)]
-                found = asyncio.run(closed_loop(server.url, sent, number))
+            fresh = iter(recordings)
+            asyncio.run(closed_loop(server.url, list(itertools.islice(fresh, WARM)), 1, {}))
+            for number, count in loops.items():
+                sent = list(itertools.islice(fresh, count))
+                found = asyncio.run(closed_loop(server.url, sent, number, options))
                 first = texts.setdefault("of", {})
                 same = sum(first.setdefault(path, text) == text for path, text in found["texts"].items())
                 seconds = sorted(found["seconds"])
@@ -97,6 +113,11 @@ def main(
         "over loopback; client and server share the processor. “Same text”: as the first model's. Models without "
         "clients: of their cache alone."
     )
+    if beams:
+        note += (
+            f" Beam search of {beams} beams and {beam_tokens} tokens: vLLM makes each token of each beam a request of "
+            "its own and does not stop before the last token."
+        )
     write_results(name, note, COLUMNS, rows, raw)
 
 
@@ -148,8 +169,11 @@ def served(folder: str, cache_bytes: int, dtype: str):
         process.wait(timeout=60)
 
 
-async def closed_loop(url: str, recordings: list[Path], clients: int) -> dict:
-    """Send the recordings from `clients` clients; seconds of each, seconds of all, texts, the most that ran at once."""
+async def closed_loop(url: str, recordings: list[Path], clients: int, options: dict) -> dict:
+    """Send the recordings from `clients` clients; seconds of each, seconds of all, texts, the most that ran at once.
+
+    `options`: fields of each request that OpenAI's protocol does not have.
+    """
     server = AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=600)
     waiting = iter(recordings)
     seconds, texts, running = [], {}, [0]
@@ -157,7 +181,9 @@ async def closed_loop(url: str, recordings: list[Path], clients: int) -> dict:
     async def client():
         for path in waiting:
             started = time.perf_counter()
-            answer = await server.audio.transcriptions.create(file=path, model="served", language="en", temperature=0.0)
+            answer = await server.audio.transcriptions.create(
+                file=path, model="served", language="en", temperature=0.0, extra_body=options
+            )
             seconds.append(time.perf_counter() - started)
             texts[path.name] = answer.text
 

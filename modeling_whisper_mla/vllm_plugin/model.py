@@ -20,6 +20,7 @@ from vllm.model_executor.models.utils import make_layers, maybe_prefix
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from .cache_layout import cache_layout
+from .encoded_audio import EncodedAudio
 from .latent_layers import LatentCrossAttention, LatentSelfAttention
 from .refusals import check_audio
 from .served_weights import served_weights
@@ -156,6 +157,12 @@ class WhisperMLAForConditionalGeneration(whisper.WhisperForConditionalGeneration
         )
         self.proj_out = head.tie_weights(self.model.decoder.embed_tokens)
         self.logits_processor = LogitsProcessor(config.vocab_size)
+        self.encoded_audio = EncodedAudio(self.model.get_encoder_outputs)
+
+    def embed_multimodal(self, **kwargs: object) -> tuple[Tensor, ...]:
+        """As `WhisperForConditionalGeneration.embed_multimodal`, but audio that was just heard is not encoded again."""
+        features = self._parse_and_validate_audio_input(**kwargs)["input_features"]
+        return tuple(self.encoded_audio(window) for window in features)
 
     @classmethod
     def get_generation_prompt(cls, stt_params: SpeechToTextParams) -> PromptType:

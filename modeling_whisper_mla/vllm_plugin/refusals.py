@@ -1,5 +1,7 @@
 """What vLLM cannot hold of a Whisper-MLA model, said before any weights are loaded. vLLM is not needed."""
 
+from pathlib import Path
+
 import numpy as np
 
 from ..configuration.configuration_whisper_mla import WhisperMLAConfig
@@ -36,6 +38,32 @@ def check_served(config: WhisperMLAConfig, cache_dtype: str = "auto", tensor_par
             f"--tensor-parallel-size {tensor_parallel_size}: {heads} decoder and {config.encoder_attention_heads} "
             "encoder attention heads cannot be split evenly. Give a number that divides both."
         )
+
+
+# Of each line, one is needed: how Transformers reads text and audio.
+_READERS = {
+    "tokenizer": ("tokenizer.json", "vocab.json"),
+    "feature extractor": ("processor_config.json", "preprocessor_config.json"),
+}
+
+
+def check_folder(model: str, tokenizer: str) -> None:
+    """Raise unless a folder has what vLLM reads beside the weights. A name on the Hub, no folder here, is left to vLLM.
+
+    Args:
+        model: vLLM's `--model`.
+        tokenizer: vLLM's `--tokenizer`, or the model again.
+
+    Raises:
+        ValueError: names the folder, what is missing and the remedy.
+    """
+    for reader, files in _READERS.items():
+        folder = Path(tokenizer if reader == "tokenizer" else model)
+        if folder.is_dir() and not any((folder / file).is_file() for file in files):
+            raise ValueError(
+                f"{folder} has no {reader} ({' or '.join(files)}). Copy it from the model that was converted: "
+                f"AutoProcessor.from_pretrained(SOURCE).save_pretrained({str(folder)!r})."
+            )
 
 
 def check_audio(samples: np.ndarray) -> None:

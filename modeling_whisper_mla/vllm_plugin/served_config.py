@@ -5,7 +5,7 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
 from ..int8_weights import METHOD
-from .refusals import INT8_WEIGHTS, check_served
+from .refusals import INT8_WEIGHTS, check_folder, check_served
 
 
 def register_config(architecture: str) -> None:
@@ -26,9 +26,11 @@ class ServedConfig(VerifyAndUpdateConfig):
         one, and each then heard the other's audio. The number is also the length of audio that vLLM plans its cache by.
 
         Raises:
-            ValueError: see [`check_served`].
+            ValueError: see [`check_served`] and [`check_folder`].
         """
-        config = vllm_config.model_config.hf_config
+        model = vllm_config.model_config
+        check_folder(model.model, model.tokenizer)
+        config = model.hf_config
         parallel = vllm_config.parallel_config.tensor_parallel_size
         check_served(config, vllm_config.cache_config.cache_dtype, parallel)
         vllm_config.scheduler_config.max_num_encoder_input_tokens = config.max_source_positions

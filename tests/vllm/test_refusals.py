@@ -10,7 +10,7 @@ import pytest
 from whisper_mla import WhisperMLAConfig
 from whisper_mla.configuration.presets import whisper_config
 from whisper_mla.vllm_plugin import SUPPORTED_VLLM, register
-from whisper_mla.vllm_plugin.refusals import check_audio, check_served
+from whisper_mla.vllm_plugin.refusals import check_audio, check_folder, check_served
 
 
 def base(**latent_fields) -> WhisperMLAConfig:
@@ -39,6 +39,31 @@ def test_heads_that_cannot_be_split_are_refused():
 @pytest.mark.parametrize("fields", [{}, {"kv_rank": [1, 2, 3, 4, 5, 512], "cross_kv_rank": 7}])
 def test_every_rank_is_served(fields):
     check_served(base(**fields), cache_dtype="auto", tensor_parallel_size=2)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["processor_config.json"], "tokenizer"),
+        (["tokenizer.json"], "feature extractor"),
+        (["vocab.json", "preprocessor_config.json"], None),
+        (["tokenizer.json", "processor_config.json"], None),
+    ],
+)
+def test_a_folder_that_cannot_be_read_is_refused(files, said, tmp_path):
+    for file in files:
+        (tmp_path / file).touch()
+    if said is None:
+        check_folder(str(tmp_path), str(tmp_path))
+    else:
+        with pytest.raises(ValueError, match=rf"has no {said} \(.*AutoProcessor"):
+            check_folder(str(tmp_path), str(tmp_path))
+
+
+def test_a_tokenizer_of_its_own_and_a_name_on_the_hub(tmp_path):
+    (tmp_path / "processor_config.json").touch()
+    check_folder(str(tmp_path), "openai/whisper-base")
+    check_folder("someone/whisper-base-mla", "someone/whisper-base-mla")
 
 
 @pytest.mark.parametrize(("samples", "said"), [([], "0 samples"), ([0.1, np.nan], "NaN"), ([-np.inf], "infinite")])
