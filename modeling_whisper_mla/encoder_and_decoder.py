@@ -19,6 +19,7 @@ from transformers.models.whisper.modeling_whisper import (
 )
 from transformers.utils.generic import merge_with_config_defaults
 
+from .audio_blocks import audio_blocks, decode_blocks
 from .configuration.configuration_whisper_mla import WhisperMLAConfig
 from .hub.saved_folder import SavedFolderMixin
 from .int8_weights import register_int8_weights
@@ -194,12 +195,21 @@ class WhisperMLADecoder(WhisperMLAPreTrainedModel, WhisperDecoder):
             encoder_hidden_states = self.cross_latent(encoder_hidden_states)
             if bits is not None:
                 encoder_hidden_states = round_latent(encoder_hidden_states, bits, group_size)
-        elif encoder_hidden_states is not None and bits is not None:  # once for all layers
-            width, dtype = self.config.cross_latent_width, self.layer_norm.weight.dtype
-            encoder_hidden_states = dequantize(encoder_hidden_states, width, bits, group_size, dtype)
         # An empty plain cache has no place for cross-attention; stock Whisper replaces it likewise.
         is_plain = type(cache) is DynamicCache and cache.get_seq_length() == 0
         if use_cache and (cache is None or (is_plain and encoder_hidden_states is not None)):
             cache = LatentCache(self.config)
-        kwargs |= {CACHE: cache, "encoder_hidden_states": encoder_hidden_states, "use_cache": use_cache}
-        return super().forward(**kwargs)
+        kwargs |= {CACHE: cache, "use_cache": use_cache}
+        forward = super().forward
+        if encoder_hidden_states is None or bits is None or not encoder_states_are_latent:
+            return forward(encoder_hidden_states=encoder_hidden_states, **kwargs)
+
+        packed, width, dtype = encoder_hidden_states, self.config.cross_latent_width, self.layer_norm.weight.dtype
+
+        def unpack(block: slice) -> Tensor:  # once for all layers
+            return dequantize(packed[block], width, bits, group_size, dtype)
+
+        blocks = audio_blocks(packed, width, dtype, kwargs)
+        if len(blocks) == 1:
+            return forward(encoder_hidden_states=unpack(blocks[0]), **kwargs)
+        return decode_blocks(forward, unpack, blocks, kwargs, self.config)

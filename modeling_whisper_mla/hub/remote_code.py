@@ -24,6 +24,7 @@ SOURCE_FILES = (
     "configuration_whisper_mla.py",
     "cache_size.py",
     "absorbed_attention.py",
+    "audio_blocks.py",
     "transformers_releases.py",
     "latent_attention.py",
     "latent_quantization.py",
