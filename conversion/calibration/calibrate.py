@@ -14,7 +14,9 @@ from whisper_mla.conversion.errors import ConversionError
 from whisper_mla.conversion.source.latents import Latent
 
 from .clips import Clip, read_clips
+from .examples import Example
 from .gather_statistics import gather_statistics
+from .interrupted_gathering import InterruptedGathering
 from .make_examples import make_examples
 from .statistics import Statistics
 from .statistics_file import load_statistics
@@ -40,6 +42,7 @@ def calibrate(
     gradients: bool = True,
     encoder: bool = True,
     seed: int = 0,
+    interrupted: str | os.PathLike | None = None,
 ) -> Statistics:
     """Statistics of a stock model on calibration audio.
 
@@ -54,12 +57,15 @@ def calibrate(
         gradients: gather the Fisher information, for `method="fisher"`.
         encoder: gather statistics of encoder self-attention.
         seed: of the random projections behind the Fisher information.
+        interrupted: a file where the sums are kept every half minute; if it exists, is of the same model, audio and
+            options, the run goes on from there, to the same statistics. It is removed at the end.
 
     Returns:
         Statistics: with `examples`, the clips that they are of, and `held_out`.
 
     Raises:
-        ConversionError: no audio that can be read, no processor, or statistics of another model.
+        ConversionError: no audio that can be read, no processor, statistics of another model, or a file that cannot be
+            written.
     """
     if not 0 <= held_out < 1:
         raise ConversionError(f"held_out={held_out}: expected a share from 0 to below 1.")
@@ -78,11 +84,25 @@ def calibrate(
     examples = make_examples(model, processor, clips, language=language, task=task)
     kept = _spread(len(examples), held_out)
     used = [example for i, example in enumerate(examples) if i not in kept]
-    statistics = gather_statistics(model, used, gradients=gradients, encoder=encoder, seed=seed)
+    kept_at = None
+    if interrupted is not None:
+        kept_at = InterruptedGathering(interrupted, _identity(used, fingerprint, gradients, encoder, seed))
+    statistics = gather_statistics(model, used, gradients=gradients, encoder=encoder, seed=seed, interrupted=kept_at)
+    if kept_at is not None:
+        kept_at.remove()
     statistics.examples = used
     statistics.held_out = [examples[i] for i in sorted(kept)]
     statistics.source = _facts(stock, fingerprint, clips, statistics)
     return statistics
+
+
+def _identity(examples: list[Example], *parts: Any) -> str:
+    """SHA-256 of what statistics depend on."""
+    digest = hashlib.sha256(repr(parts).encode())
+    for example in examples:
+        for tensor in (example.input_features, example.decoder_input_ids):
+            digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def hold_out(

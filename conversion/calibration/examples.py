@@ -1,6 +1,6 @@
 """Examples: clips as a model reads them, in batches, and what a model makes of them."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,12 +25,18 @@ class Example:
 
 
 def batches(
-    examples: Sequence[Example], batch_size: int, model: nn.Module, description: str | None = None
+    examples: Sequence[Example],
+    batch_size: int,
+    model: nn.Module,
+    description: str | None = None,
+    done: int = 0,
 ) -> Iterator[dict[str, Tensor]]:
-    """Examples padded to batches on the model's device and dtype: `input_features`, `decoder_input_ids`, `mask`."""
+    """Examples padded to batches on the model's device and dtype: `input_features`, `decoder_input_ids`, `mask`; `done`
+    batches are left out, those at the beginning."""
     parameter = next(model.parameters())
-    starts: Iterable[int] = range(0, len(examples), batch_size)
-    for start in tqdm(starts, desc=description, unit="batch", disable=description is None):
+    starts: Sequence[int] = range(0, len(examples), batch_size)
+    bar = {"desc": description, "unit": "batch", "disable": description is None}
+    for start in tqdm(starts[done:], initial=done, total=len(starts), **bar):
         chosen = examples[start : start + batch_size]
         ids = [example.decoder_input_ids for example in chosen]
         length = max(len(row) for row in ids)

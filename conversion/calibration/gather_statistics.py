@@ -2,8 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -11,8 +14,34 @@ from whisper_mla.conversion.source.latents import input_name
 
 from .attention_hooks import AttentionHooks
 from .examples import Example, batches, forced_logits
+from .interrupted_gathering import InterruptedGathering
 from .kronecker import KroneckerFactors, KroneckerSums
 from .statistics import InputMoments, InputStatistics, Statistics
+
+
+@dataclass
+class _Sums:
+    """What is summed over batches; `done` counts them, for each of the two passes."""
+
+    random: Tensor  # state of the generator of projections
+    inputs: dict[str, InputMoments]
+    queries: dict[str, tuple[int, Tensor]]
+    fishers: dict[str, Tensor]
+    predicted: int = 0  # tokens, counted once for every draw
+    turns: dict[str, list[Tensor]] = field(default_factory=dict)  # of KroneckerSums
+    done: list[int] = field(default_factory=lambda: [0, 0])
+
+    def content(self) -> dict[str, Any]:
+        """For `InterruptedGathering`."""
+        return {**vars(self), "inputs": {name: vars(moments) for name, moments in self.inputs.items()}}
+
+    @classmethod
+    def of(cls, content: dict[str, Any], device: torch.device) -> "_Sums":
+        """What `content` gave, back on the device."""
+        sums = cls(**send_to_device({**content, "random": None}, device))
+        sums.random = content["random"]  # stays on the CPU, wherever the generator is
+        sums.inputs = {name: InputMoments(**moments) for name, moments in sums.inputs.items()}  # type: ignore[arg-type]
+        return sums
 
 
 def gather_statistics(
@@ -24,6 +53,7 @@ def gather_statistics(
     draws: int = 4,
     batch_size: int | None = None,
     seed: int = 0,
+    interrupted: InterruptedGathering | None = None,
 ) -> Statistics:
     """Run the model over examples, teacher-forced, and accumulate moments at every attention.
 
@@ -40,6 +70,7 @@ def gather_statistics(
         draws: random projections per token.
         batch_size: clips at once; None: as many as the gradients of the encoder leave memory for, at most 4.
         seed: of the projections.
+        interrupted: where sums are kept meanwhile, and taken from.
 
     Returns:
         Statistics: on the CPU, float64.
@@ -56,13 +87,25 @@ def gather_statistics(
     }
     size = batch_size or _batch_size(model, gradients and encoder)
     generator = torch.Generator(device=model.device).manual_seed(seed)
+    places = [input_name(name) for name in attentions]
+    before = interrupted.read() if interrupted is not None else None
+    if before is not None:
+        sums = _Sums.of(before, model.device)
+        generator.set_state(sums.random)
+    else:
+        sums = _Sums(
+            random=generator.get_state(),
+            inputs={place: InputMoments() for place in places},
+            queries={name: (0, torch.zeros(())) for name in attentions},
+            fishers={place: torch.zeros((), dtype=torch.float64, device=model.device) for place in places},
+        )
     mask: Tensor | None = None
 
-    def passes(hooks: AttentionHooks, description: str) -> Iterator[Tensor]:
+    def passes(number: int, hooks: AttentionHooks, description: str) -> Iterator[Tensor]:
         """Forward and backward passes: for every draw, or once without gradients, the logits `[tokens, vocabulary]`."""
         nonlocal mask
         with hooks, frozen(model), torch.set_grad_enabled(gradients):
-            for batch in batches(examples, size, model, description):
+            for batch in batches(examples, size, model, description, sums.done[number]):
                 mask = batch["mask"]
                 logits = forced_logits(model, batch, encoder)[mask]
                 for draw in range(draws if gradients else 1):
@@ -70,11 +113,10 @@ def gather_statistics(
                         hooks.slopes.clear()
                         logits.backward(_projection(logits.detach(), generator), retain_graph=draw < draws - 1)
                     yield logits.detach()
-
-    inputs = {input_name(name): InputMoments() for name in attentions}
-    queries = {name: (0, torch.zeros(())) for name in attentions}
-    fishers = {name: torch.zeros((), dtype=torch.float64, device=model.device) for name in inputs}
-    predicted = 0  # tokens, counted once for every draw
+                sums.done[number] += 1
+                sums.random = generator.get_state()
+                if interrupted is not None:
+                    interrupted.offer(sums.content())
 
     def of_text(states: Tensor, name: str) -> Tensor:
         return states[mask] if ".decoder." in name else states.flatten(0, 1)
@@ -83,46 +125,48 @@ def gather_statistics(
         attention = attentions[name]
         query = of_text(output, name).double() * attention.scaling
         query = query.unflatten(-1, (attention.num_heads, -1)).transpose(0, 1)
-        count, total = queries[name]
-        queries[name] = (count + query.shape[1], total.to(query) + query.transpose(1, 2) @ query)
+        count, total = sums.queries[name]
+        sums.queries[name] = (count + query.shape[1], total.to(query) + query.transpose(1, 2) @ query)
 
     hooks = AttentionHooks(
-        attentions, lambda place, states: inputs[place].update(of_text(states, place)), see_query, gradients
+        attentions, lambda place, states: sums.inputs[place].update(of_text(states, place)), see_query, gradients
     )
-    for logits in passes(hooks, "Gathering statistics"):
-        predicted += logits.shape[0]
+    for logits in passes(0, hooks, "Gathering statistics"):
+        sums.predicted += logits.shape[0]
         for place, slope in hooks.slopes.items():
             rows = slope.flatten(0, 1)
-            fishers[place] = fishers[place] + rows.T @ rows
+            sums.fishers[place] = sums.fishers[place] + rows.T @ rows
     factors: dict[str, KroneckerFactors] = {}
     if gradients:
-        sums = {
-            place: KroneckerSums(fishers[place] / predicted, seen.mean, seen.covariance)
-            for place, seen in inputs.items()
+        kronecker = {
+            place: KroneckerSums(sums.fishers[place] / sums.predicted, seen.mean, seen.covariance)
+            for place, seen in sums.inputs.items()
         }
+        for place, found in kronecker.items():
+            found.sums = sums.turns.setdefault(place, found.sums)
         states: dict[str, Tensor] = {}
         hooks = AttentionHooks(attentions, states.__setitem__)
-        for _ in passes(hooks, "Gathering gradients"):
+        for _ in passes(1, hooks, "Gathering gradients"):
             for place, slope in hooks.slopes.items():
-                sums[place].update(states[place], slope)
-        factors = {place: found.factors.to("cpu") for place, found in sums.items()}
+                kronecker[place].update(states[place], slope)
+        factors = {place: found.factors.to("cpu") for place, found in kronecker.items()}
     statistics = Statistics(
         inputs={
             place: InputStatistics(
                 seen.count,
                 seen.mean.cpu(),
                 seen.covariance.cpu(),
-                fishers[place].cpu() / predicted if gradients else None,
+                sums.fishers[place].cpu() / sums.predicted if gradients else None,
                 factors.get(place),
             )
-            for place, seen in inputs.items()
+            for place, seen in sums.inputs.items()
         },
-        queries={name: (total / count).cpu() for name, (count, total) in queries.items()},
+        queries={name: (total / count).cpu() for name, (count, total) in sums.queries.items()},
     )
-    for place, found in statistics.inputs.items():
-        parts = [found.mean, found.covariance, found.gradient]
-        if found.kronecker is not None:
-            parts += [found.kronecker.gradient, found.kronecker.covariance]
+    for place, gathered in statistics.inputs.items():
+        parts = [gathered.mean, gathered.covariance, gathered.gradient]
+        if gathered.kronecker is not None:
+            parts += [gathered.kronecker.gradient, gathered.kronecker.covariance]
         if not all(torch.isfinite(part).all() for part in parts if part is not None):
             raise ValueError(f"The activations at {place} are NaN or infinite: calibrate in float32 (dtype).")
     return statistics

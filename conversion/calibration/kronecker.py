@@ -52,13 +52,16 @@ class KroneckerSums:
     Args:
         gradient: `[d, d]`, `A` of K-FAC.
         mean, covariance: `[d]` and `[d, d]`, of `x`; `B` of K-FAC.
+
+    Attributes:
+        sums: `[d, d]` each, of `A` and `B`.
     """
 
     def __init__(self, gradient: Tensor, mean: Tensor, covariance: Tensor):
         self._start = KroneckerFactors(gradient, covariance)
         self._mean = mean
         self._gradient_inverse, self._covariance_inverse = damped_inverse(gradient), damped_inverse(covariance)
-        self._gradient, self._covariance = torch.zeros_like(gradient), torch.zeros_like(covariance)
+        self.sums = [torch.zeros_like(gradient), torch.zeros_like(covariance)]
 
     def update(self, states: Tensor, slopes: Tensor) -> None:
         """Add transcripts.
@@ -71,15 +74,16 @@ class KroneckerSums:
         slopes = slopes.to(states)
         # G itself would be [d, d] for every transcript; x and g are [positions, d].
         between = slopes @ self._gradient_inverse.to(states) @ slopes.transpose(1, 2)
-        self._covariance += (states.transpose(1, 2) @ between @ states).sum(dim=0)
+        self.sums[1] += (states.transpose(1, 2) @ between @ states).sum(dim=0)
         between = states @ self._covariance_inverse.to(states) @ states.transpose(1, 2)
-        self._gradient += (slopes.transpose(1, 2) @ between @ slopes).sum(dim=0)
+        self.sums[0] += (slopes.transpose(1, 2) @ between @ slopes).sum(dim=0)
 
     @property
     def factors(self) -> KroneckerFactors:
         """After one turn; K-FAC's own where nothing, or no gradient, was seen."""
-        size = self._gradient.trace()
-        relative = (self._covariance_inverse * self._covariance).sum() / len(self._covariance)
+        gradient, covariance = self.sums
+        size = gradient.trace()
+        relative = (self._covariance_inverse * covariance).sum() / len(covariance)
         if size <= 0 or relative <= 0:
             return self._start
-        return KroneckerFactors(self._gradient * (self._start.gradient.trace() / size), self._covariance / relative)
+        return KroneckerFactors(gradient * (self._start.gradient.trace() / size), covariance / relative)

@@ -220,6 +220,7 @@ def calibrate_command(
         held_out=held_out,
         gradients=fisher,
         encoder=encoder,
+        interrupted=output.with_name(f"{output.name}.interrupted"),
     )
     save_statistics(statistics, output)
     table = Table(title=str(output), title_justify="left")

@@ -14,7 +14,7 @@ from tests.rounding import same_divergence
 from whisper_mla import WhisperMLAForConditionalGeneration
 from whisper_mla.command_line import convert_command as command
 from whisper_mla.conversion import load_statistics, save_statistics
-from whisper_mla.conversion.calibration import statistics_file
+from whisper_mla.conversion.calibration import interrupted_gathering, statistics_file
 
 from .invoke import error_line, run
 
@@ -47,10 +47,12 @@ def test_calibrate_writes_a_file_and_says_what_it_is_good_for(calibrated):
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_calibrate_options(digits_folder, clips, tmp_path):
+def test_calibrate_options(digits_folder, clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(interrupted_gathering, "SECONDS_BETWEEN", 0)
     output = tmp_path / "new" / "plain.safetensors"
     files = [clips[name]["path"] for name in ("clip00", "clip01", "clip02")]
     run("calibrate", digits_folder, *files, "--output", output, "--no-fisher", "--no-encoder", "--held-out", "0")
+    assert [file.name for file in output.parent.iterdir()] == [output.name]
     statistics = load_statistics(output)
     assert statistics.held_out == [] and statistics.source["clips"] == 3
     assert all(found.gradient is None for found in statistics.inputs.values())
