@@ -82,7 +82,7 @@ def heal(model: Path, teacher: Path, trains: str, speech: list[Path], run: Path,
         "teacher": str(teacher),
         "conversion": "null",
         "train_only": trains,
-        "train": [{"path": str(folder), "language": language} for folder in speech],
+        "train": [{"path": str(folder), "language": language, "text_column": None} for folder in speech],
         "transcripts_dir": str(run.parent / f"teacher_transcripts-{len(speech)}"),
         "max_steps": steps,
         "warmup_steps": max(steps // 10, 1),
@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--language", default="en", help="of the audio (default: en)")
     parser.add_argument("--cuts", type=float, nargs="+", default=[0.97], help="of the whole cache (default: 0.97)")
     parser.add_argument(
-        "--steps", type=int, default=150, help="of every training run, 8 utterances each (default: 150)"
+        "--steps", type=int, default=100, help="of every training run, 8 utterances each (default: 100)"
     )
     parser.add_argument(
         "--runs", type=Path, default=Path("runs/healing_real"), help="where runs are kept and continued"
