@@ -83,7 +83,8 @@ def _dequantize(packed: Tensor, width: int, bits: int | Sequence[int], group_siz
         codes = torch.cat([codes & 15, codes >> 4], dim=-1)
     scale, low = packed[..., code_bytes:].view(torch.float16).float().split(groups, dim=-1)
     values = codes.float().unflatten(-1, (groups, group_size))
-    return _rotate(values * scale[..., None] + low[..., None]).flatten(-2).to(dtype)
+    values = values.mul_(scale[..., None]).add_(low[..., None])  # in place: new memory costs more than the arithmetic
+    return _rotate(values).flatten(-2).to(dtype)
 
 
 def round_latent(latent: Tensor, bits: int | Sequence[int], group_size: int) -> Tensor:
