@@ -6,7 +6,7 @@ MODEL is a stock checkpoint with its processor, SPEECH a folder with `calibratio
 metadata.csv. A model is converted once per cut, calibrated on five minutes of `calibration`, and healed by
 `examples/finetune.py` with the recipe unlabelled.yaml on all of `calibration` (whose transcripts are not read), or on
 that and on TEXT as espeak-ng speaks it. The control is the stock model after the same steps on the same speech. Nothing
-is chosen by `dev`: what counts is the model after the last step. An interrupted run goes on.
+is chosen by `dev`: what counts is the model after the last step. An interrupted run goes on. espeak-ng must be installed.
 """
 
 import argparse
@@ -44,8 +44,8 @@ def jobs(cuts: list[float]) -> dict[str, dict]:
         name = f"mixed bits for −{cut:.0%}"
         found[name] = {"cut": cut}
         found[f"{name}, healed"] = {"cut": cut, "trains": ATTENTION}
-        found[f"{name}, self-attention alone healed"] = {"cut": cut, "trains": SELF_ATTENTION}
         found[f"{name}, healed with synthetic speech too"] = {"cut": cut, "trains": ATTENTION, "synthetic": True}
+        found[f"{name}, self-attention alone healed"] = {"cut": cut, "trains": SELF_ATTENTION}
     return found
 
 
@@ -107,7 +107,7 @@ def run_all(arguments, runs: Path, partial: Path) -> list[dict]:
     if partial.exists():
         done = {row["name"]: row for row in map(json.loads, partial.read_text().splitlines())}
     for name, job in tqdm(jobs(arguments.cuts).items(), desc="Models"):
-        if name in done:
+        if name in done or not (re.fullmatch(arguments.only, name) or name == "stock"):
             continue
         start, folder = time.monotonic(), arguments.model.resolve()
         if job["cut"] is not None:
@@ -129,7 +129,7 @@ def run_all(arguments, runs: Path, partial: Path) -> list[dict]:
         done[name] = row
         with open(partial, "a") as file:
             file.write(json.dumps(row) + "\n")
-    return list(done.values())
+    return [done[name] for name in jobs(arguments.cuts) if name in done]
 
 
 def main() -> None:
