@@ -5,8 +5,9 @@
 MODEL is a stock checkpoint with its processor, SPEECH a folder with `calibration` and `dev`, folders of audio with
 metadata.csv. A model is converted once per cut, calibrated on five minutes of `calibration`, and healed by
 `examples/finetune.py` with the recipe unlabelled.yaml on all of `calibration` (whose transcripts are not read), or on
-that and on TEXT as espeak-ng, which must be installed, speaks it. The control is the stock model after the same steps on
-the same speech. Nothing is chosen by `dev`: what counts is the model after the last step. An interrupted run goes on.
+that and on TEXT as espeak-ng, which must be installed, speaks it. The control is the stock model after the same steps
+on the same speech. Nothing is chosen by `dev`: what counts is the model after the last step. An interrupted run
+goes on.
 """
 
 import argparse
