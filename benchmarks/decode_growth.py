@@ -9,7 +9,6 @@ out.
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
@@ -17,48 +16,13 @@ import transformers
 from matplotlib.figure import Figure
 from result_files import RESULTS, write_results
 from rich.progress import track
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, WhisperForConditionalGeneration
-from transformers.generation import GenerationMixin
-from transformers.modeling_outputs import BaseModelOutput
+from transformers import WhisperForConditionalGeneration
 
 from whisper_mla import WhisperMLAForConditionalGeneration, quantize_weights
+from whisper_mla.evaluation.decode_timing import step_times
 
 # Text positions that one median is taken over.
 INTERVALS = [(1, 32), (32, 96), (96, 160), (160, 224), (224, 288), (288, 352), (352, 416), (416, 447)]
-
-
-class Clock(LogitsProcessor):
-    """Notes when each step has its scores; changes nothing."""
-
-    def __init__(self):
-        self.times: list[float] = []
-
-    def __call__(self, input_ids, scores):
-        self.times.append(time.perf_counter())
-        return scores
-
-
-def step_times(model, batch_size: int, num_beams: int, tokens: int) -> list[float]:
-    """Milliseconds of every step but the first."""
-    config, clock = model.config, Clock()
-    states = torch.randn(
-        batch_size, config.max_source_positions, config.d_model, generator=torch.Generator().manual_seed(0)
-    )
-    GenerationMixin.generate(
-        model,
-        encoder_outputs=BaseModelOutput(last_hidden_state=states),
-        decoder_input_ids=torch.full((batch_size, 1), config.decoder_start_token_id),
-        logits_processor=LogitsProcessorList([clock]),
-        generation_config=GenerationConfig(
-            max_new_tokens=tokens,
-            suppress_tokens=[config.eos_token_id],
-            num_beams=num_beams,
-            eos_token_id=config.eos_token_id,
-            pad_token_id=config.pad_token_id,
-            decoder_start_token_id=config.decoder_start_token_id,
-        ),
-    )
-    return [1000 * (after - before) for before, after in zip(clock.times, clock.times[1:], strict=False)]
 
 
 def make_models(source: str) -> dict[str, torch.nn.Module]:

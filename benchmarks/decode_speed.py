@@ -6,62 +6,21 @@ included.
 """
 
 import statistics
-import time
 
 import torch
 import transformers
 import typer
 from result_files import write_results
-from transformers import GenerationConfig, WhisperForConditionalGeneration
-from transformers.generation import GenerationMixin
-from transformers.modeling_outputs import BaseModelOutput
+from transformers import WhisperForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar, tqdm
 
 from whisper_mla import WhisperMLAForConditionalGeneration
 from whisper_mla.configuration import whisper_config
+from whisper_mla.evaluation.decode_timing import decode
 from whisper_mla.transcription.compiled_decoding import compile_decoding
 
 # dtype, audios at once, beams
 SETTINGS = [("float32", 1, 1), ("float32", 8, 1), ("bfloat16", 1, 1), ("bfloat16", 8, 1), ("float32", 2, 5)]
-
-
-def decode(
-    model, batch_size: int, num_beams: int, tokens: int, forbidden: tuple[list[int], list[int]] | None = None
-) -> tuple[float, torch.Tensor]:
-    """Milliseconds per token, and the tokens. The end is ruled out by a least length, or with tokens that are
-    `forbidden`, at any place and at the beginning, as Whisper's own generate does it."""
-    config = model.config
-    generator = torch.Generator().manual_seed(0)
-    states = torch.randn(batch_size, config.max_source_positions, config.d_model, generator=generator)
-    states = states.to(model.device, model.dtype)
-    length = {"min_new_tokens": tokens}
-    if forbidden is not None:
-        length = {"suppress_tokens": [*forbidden[0], config.eos_token_id], "begin_suppress_tokens": forbidden[1]}
-    generation_config = GenerationConfig(
-        max_new_tokens=tokens,
-        **length,
-        num_beams=num_beams,
-        eos_token_id=config.eos_token_id,
-        pad_token_id=config.pad_token_id,
-        decoder_start_token_id=config.decoder_start_token_id,
-    )
-    start_ids = torch.full((batch_size, 1), config.decoder_start_token_id, device=model.device)
-    synchronise(model.device)
-    start = time.perf_counter()
-    # Not Whisper's own generate, whose work around the loop is the same for all models.
-    output = GenerationMixin.generate(
-        model,
-        encoder_outputs=BaseModelOutput(last_hidden_state=states),
-        decoder_input_ids=start_ids,
-        generation_config=generation_config,
-    )
-    synchronise(model.device)
-    return (time.perf_counter() - start) * 1000 / tokens, output
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def main(

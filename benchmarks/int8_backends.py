@@ -11,7 +11,6 @@ import time
 import torch
 import transformers
 import typer
-from decode_speed import decode
 from result_files import write_results
 from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 from transformers import WhisperForConditionalGeneration
@@ -19,6 +18,7 @@ from transformers.utils.logging import disable_progress_bar, tqdm
 
 from whisper_mla import WhisperMLAForConditionalGeneration, generation_whisper_mla, quantize_weights
 from whisper_mla.configuration import whisper_config
+from whisper_mla.evaluation.decode_timing import decode
 from whisper_mla.int8_linear import Int8Linear
 
 SETTINGS = [(1, 1), (8, 1), (1, 5)]

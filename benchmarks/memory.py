@@ -26,6 +26,7 @@ def main(
     positions: list[int] = typer.Option([], help="Instead of the protocol's."),  # noqa: B008
     num_beams: list[int] = typer.Option([], help="Instead of the protocol's."),  # noqa: B008
     dtype: str = typer.Option("float16", help="float32 or bfloat16 where it is measured."),
+    group_size: int = typer.Option(32, help="Values of a latent that are rounded together."),
     limit: str = typer.Option("24GB", help="How many streams fit into it."),
     measured: bool = typer.Option(False, "--measure", help="Decode too."),
     name: str = typer.Option("memory", help="Of the result files."),
@@ -38,6 +39,8 @@ def main(
     for streams, length, hypotheses in product(batch_size or batches, positions or lengths, num_beams or beams):
         setting = Setting(streams, length, hypotheses, value)
         for model, one in stock_and_latent(config, length).items():
+            if model.endswith("latents"):
+                one.latent_group_size = group_size
             computed, fits = memory_of(one, setting), streams_that_fit(one, setting, parse_bytes(limit))
             result = {"model": model, **dataclasses.asdict(setting), "computed": dataclasses.asdict(computed)}
             cells = [f"{streams} × {length:,} × {hypotheses}", model]
@@ -48,7 +51,7 @@ def main(
                 found = measure(one, setting)
                 result["measured"] = dataclasses.asdict(found)
                 cells += [found.reason or f"{(found.peak - found.before) / 1e6:,.0f}"]
-                cells += ["–" if found.reason else f"{found.peak / 1e6:,.0f}"]
+                cells += ["–" if found.reason else f"{part / 1e6:,.0f}" for part in (found.held, found.peak)]
             rows.append(cells)
             raw.append({**result, "streams_that_fit": fits})
             print(cells, flush=True)
@@ -58,10 +61,11 @@ def main(
         f"estimate of passing work, and the streams of that length and width that fit into {limit} together."
     )
     if measured:
-        columns += ["measured: decoding took", "measured: peak"]
+        columns += ["measured: decoding took", "measured: held in the end", "measured: peak"]
         note += (
             " **Measured**: resident memory of a fresh process on the CPU, random weights, the encoder output given: "
-            "its peak, Python and libraries included, and how much of it came while decoding."
+            "its peak, Python and libraries included; how much of it came while decoding; and what was freed when the "
+            "cache at its longest and the audio's latents, or stock Whisper's encoder output, were let go."
         )
     write_results(name, note, columns, rows, raw)
 

@@ -53,7 +53,7 @@ class InTransformers:
             compile_decoding(self.model)
 
     def decode(self, batch_size: int, num_beams: int, tokens: int) -> int:
-        from decode_speed import decode
+        from whisper_mla.evaluation.decode_timing import decode
 
         generation = self.model.generation_config
         forbidden = generation.suppress_tokens, generation.begin_suppress_tokens

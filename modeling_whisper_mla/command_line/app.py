@@ -21,6 +21,7 @@ from whisper_mla.hub.conversion_record import RECORD_NAME, read_conversion_recor
 
 from . import console
 from .benchmark_command import memory
+from .benchmark_speed_command import speed
 from .cache_table import cache_report, cache_table, describe_ranks
 from .convert_command import Dtype, Overwrite, Revision, Source, Target, calibrate_command, convert
 from .demo import run_demo
@@ -133,6 +134,11 @@ benchmark.command(
     help="Memory of decoding, stock beside converted: computed, and measured in fresh processes.\n\n"
     "[bold]Example:[/bold] whisper-mla benchmark memory small --what-fits 24GB",
 )(one_clear_line(memory))
+benchmark.command(
+    name="speed",
+    help="Time per decoded token, stock beside converted, in fresh processes and in turns.\n\n"
+    "[bold]Example:[/bold] whisper-mla benchmark speed base --batch-size 1 --batch-size 8 --plot speed.png",
+)(one_clear_line(speed))
 
 
 @command(

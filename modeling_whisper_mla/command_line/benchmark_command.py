@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import transformers
 import typer
 from rich.progress import track
@@ -27,6 +28,7 @@ from .convert_command import Revision
 
 Protocol = Literal["realistic", "paper"]
 MemoryDtype = Literal["float32", "float16", "bfloat16"]
+Device = Literal["cpu", "cuda"]
 # Batch sizes, text positions, beams. The paper (arXiv 2603.00563): batch 64, up to 4,096 positions, greedy.
 PROTOCOLS: dict[str, tuple[list[int], list[int], list[int]]] = {
     "realistic": ([1, 8, 64], [448], [1, 5]),
@@ -52,22 +54,24 @@ def memory(
     ] = None,
     measured: Annotated[
         bool,
-        typer.Option("--measure", help="Also decode, with random weights, on the CPU in fresh processes."),
+        typer.Option("--measure", help="Also decode, with random weights, in fresh processes."),
     ] = False,
+    device: Annotated[Device, typer.Option(help="To measure on: on a GPU PyTorch's allocations.")] = "cpu",
     seconds: Annotated[float, typer.Option(min=1, help="That a measurement may take.")] = 600.0,
     output: Annotated[Path | None, typer.Option(help="Write the table as JSON here.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     revision: Revision = None,
 ):
     limit = None if what_fits is None else parse_bytes(what_fits)
-    config = _config_of(model, revision)
+    check_device(device)
+    config = config_of(model, revision)
     batches, lengths, beams = PROTOCOLS[protocol]
     value = 4 if dtype == "float32" else 2
     settings = [
         Setting(*numbers, value) for numbers in product(batch_size or batches, positions or lengths, num_beams or beams)
     ]
-    rows = list(_rows(config, settings, measured, seconds))
-    report: dict[str, Any] = {"model": model, "dtype": dtype, "environment": environment("cpu", 1), "settings": rows}
+    rows = list(_rows(config, settings, measured, seconds, device))
+    report: dict[str, Any] = {"model": model, "dtype": dtype, "environment": environment(device, 1), "settings": rows}
     if limit is not None:
         report["what_fits"] = {"bytes": limit, "streams": _fitting(config, settings, limit)}
     if output:
@@ -80,7 +84,14 @@ def memory(
         console.output.print(_fitting_table(report["what_fits"]["streams"], str(what_fits)))
 
 
-def _config_of(model: str, revision: str | None) -> transformers.WhisperConfig:
+def check_device(device: str) -> None:
+    """Raise `ValueError` unless the device is there."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: PyTorch finds no GPU here. Use --device cpu.")
+
+
+def config_of(model: str, revision: str | None) -> transformers.WhisperConfig:
+    """The configuration of a size, or of a checkpoint of either kind."""
     if model in WHISPER_SIZES:
         return whisper_config(model)
     fields = read_config_fields(model, **({} if revision is None else {"revision": revision}))
@@ -92,7 +103,7 @@ def _config_of(model: str, revision: str | None) -> transformers.WhisperConfig:
 
 
 def _rows(
-    config: transformers.WhisperConfig, settings: list[Setting], measured: bool, seconds: float
+    config: transformers.WhisperConfig, settings: list[Setting], measured: bool, seconds: float, device: str
 ) -> Iterator[dict]:
     """One row for each setting and model: what is computed, and what was measured."""
     shown = track(settings, "Measuring", console=console.messages, transient=True, disable=not measured)
@@ -102,7 +113,7 @@ def _rows(
             row = {"model": name, **dataclasses.asdict(setting), "computed": dataclasses.asdict(computed)}
             row["computed"]["total"] = computed.total
             if measured:
-                row["measured"] = dataclasses.asdict(measure(one, setting, seconds))
+                row["measured"] = dataclasses.asdict(measure(one, setting, seconds, device))
             yield row
 
 
@@ -120,7 +131,7 @@ def _table(report: dict) -> Table:
     table = Table(title=f"{report['model']}, {report['dtype']}", title_justify="left", caption_justify="left")
     table.add_column("streams × positions × beams")
     columns = ["model", "weights", "cache", "work (estimate)", "computed in all"]
-    columns += ["measured: decoding took", "measured: peak"] if measured else []
+    columns += ["measured: decoding took", "held in the end", "peak"] if measured else []
     for column in columns:
         table.add_column(column, justify="left" if column == "model" else "right")
     for row in report["settings"]:
@@ -130,13 +141,14 @@ def _table(report: dict) -> Table:
         if measured:
             found = row["measured"]
             taken = found["reason"] or megabytes(found["peak"] - found["before"])
-            cells += [taken, "–" if found["reason"] else megabytes(found["peak"])]
+            cells += [taken, *(megabytes(found[part]) if found[part] else "–" for part in ("held", "peak"))]
         table.add_row(*cells)
     table.caption = "weights and cache computed from the configuration, work estimated"
     if measured:
         table.caption += (
-            f"; measured: resident memory of a fresh process on {report['environment']['device']}, random weights, the "
-            "encoder output given: its peak, Python and libraries included, and how much of it came while decoding"
+            f"; measured: memory of a fresh process on {report['environment']['device']}, random weights, the encoder "
+            "output given: its peak, Python and libraries included on a CPU, how much of it came while decoding, and "
+            "what was freed when the cache and the audio's latents were let go"
         )
     return table
 

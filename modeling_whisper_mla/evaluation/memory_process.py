@@ -1,18 +1,18 @@
-"""The peak memory of decoding, measured in a fresh process on the CPU.
+"""The peak memory of decoding, measured in a fresh process.
 
 python -m whisper_mla.evaluation.memory_process < JOB.json
 """
 
+import ctypes
 import dataclasses
+import gc
 import json
-import os
 import resource
-import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import transformers
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
@@ -22,31 +22,35 @@ from transformers.modeling_outputs import BaseModelOutput
 from whisper_mla import WhisperMLAForConditionalGeneration
 from whisper_mla.configuration import WhisperMLAConfig
 
+from .fresh_process import run_fresh
 from .memory import Setting
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Resident memory of the process.
+    """Memory: resident memory of the process on the CPU, PyTorch's allocations on a GPU.
 
     Attributes:
         peak: at most, in bytes; None if it was ended for want of memory or time.
         before: with the model loaded.
         reason: why there is no peak.
+        held: freed when the cache at its longest and the audio's latents or encoder output were let go.
     """
 
     peak: int | None
     before: int | None
     reason: str | None = None
+    held: int | None = None
 
 
-def measure(config: WhisperConfig, setting: Setting, seconds: float = 600.0) -> Measured:
+def measure(config: WhisperConfig, setting: Setting, seconds: float = 600.0, device: str = "cpu") -> Measured:
     """Decode with random weights and a random encoder output in a fresh process, and tell its peak.
 
     Args:
         config: of a stock or Whisper-MLA model.
-        setting: with 4 bytes per value float32 is decoded, with 2 bfloat16.
+        setting: with 4 bytes per value float32 is decoded, with 2 bfloat16, on a GPU float16.
         seconds: after which the process is ended.
+        device: as torch writes it.
 
     Returns:
         Measured: "out of memory" and "out of time" are results.
@@ -54,36 +58,28 @@ def measure(config: WhisperConfig, setting: Setting, seconds: float = 600.0) -> 
     Raises:
         RuntimeError: the process failed of anything else; with its message.
     """
-    job = json.dumps({"config": config.to_dict(), "setting": dataclasses.asdict(setting)})
-    command = [sys.executable, "-m", __name__]
-    variables = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    try:
-        done = subprocess.run(
-            command, input=job, env=variables, capture_output=True, text=True, check=False, timeout=seconds
-        )
-    except subprocess.TimeoutExpired:
-        return Measured(None, None, f"out of time ({seconds:.0f} s)")
-    if done.returncode == 0:
-        return Measured(**json.loads(done.stdout.splitlines()[-1]))
-    if done.returncode == -9 or "can't allocate memory" in done.stderr or "MemoryError" in done.stderr:
-        return Measured(None, None, "out of memory")
-    raise RuntimeError(f"the measuring process failed: {done.stderr.strip().splitlines()[-1]}")
+    job = {"config": config.to_dict(), "setting": dataclasses.asdict(setting), "device": device}
+    found, reason = run_fresh(__name__, job, seconds)
+    return Measured(None, None, reason) if reason else Measured(**found[-1])
 
 
-def _decode(config: WhisperConfig, setting: Setting) -> Measured:
+def _decode(config: WhisperConfig, setting: Setting, device: str = "cpu") -> Measured:
     kind = WhisperForConditionalGeneration
     if config.model_type == WhisperMLAConfig.model_type:
         kind = WhisperMLAForConditionalGeneration  # type: ignore[assignment]
-    torch.set_default_dtype(torch.float32 if setting.bytes_per_value == 4 else torch.bfloat16)
+    half = torch.bfloat16 if device == "cpu" else torch.float16
+    torch.set_default_dtype(torch.float32 if setting.bytes_per_value == 4 else half)
+    if device != "cpu":
+        torch.set_default_device(device)
     model = kind(config).eval()
     start = torch.full((setting.batch_size, 1), config.decoder_start_token_id)
     count = setting.positions - 1
-    before = psutil.Process().memory_info().rss
+    before = _taken(device)
     outputs: Any = BaseModelOutput(torch.randn(setting.batch_size, config.max_source_positions, config.d_model))
     if isinstance(model, WhisperMLAForConditionalGeneration):
         outputs = model.compress_encoder_outputs(outputs)  # so that the encoder output itself is held no longer
     # Not Whisper's own generate, which ends at 448 positions.
-    GenerationMixin.generate(
+    generated: Any = GenerationMixin.generate(
         model,
         encoder_outputs=outputs,
         decoder_input_ids=start,
@@ -94,10 +90,30 @@ def _decode(config: WhisperConfig, setting: Setting) -> Measured:
             eos_token_id=config.eos_token_id,
             pad_token_id=config.pad_token_id,
             decoder_start_token_id=config.decoder_start_token_id,
+            return_dict_in_generate=True,
         ),
     )
     unit = 1 if sys.platform == "darwin" else 1024
-    return Measured(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, before)
+    if device == "cpu":
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    else:
+        peak = torch.cuda.max_memory_allocated()
+    with_cache = _taken(device)
+    del generated, outputs
+    return Measured(peak, before, held=with_cache - _taken(device))
+
+
+def _taken(device: str) -> int:
+    """Bytes that are held now; what the C library keeps for later use is given back before."""
+    gc.collect()
+    if device != "cpu":
+        return torch.cuda.memory_allocated()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    import psutil
+
+    return psutil.Process().memory_info().rss
 
 
 def main() -> None:
@@ -106,7 +122,7 @@ def main() -> None:
     job = json.loads(sys.stdin.read())
     kind = WhisperMLAConfig if job["config"]["model_type"] == WhisperMLAConfig.model_type else WhisperConfig
     with torch.inference_mode():
-        found = _decode(kind.from_dict(job["config"]), Setting(**job["setting"]))
+        found = _decode(kind.from_dict(job["config"]), Setting(**job["setting"]), job["device"])
     print(json.dumps(dataclasses.asdict(found)))
 
 

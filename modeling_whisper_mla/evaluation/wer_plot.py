@@ -1,8 +1,8 @@
 """Word error rate against the size of the decode cache, as a picture."""
 
-import os
-import tempfile
 from pathlib import Path
+
+from .pictures import save_whole
 
 
 def write_wer_plot(report: dict, path: Path) -> None:
@@ -44,12 +44,4 @@ def write_wer_plot(report: dict, path: Path) -> None:
     axes.set_ylabel(f"word error rate (%), {report['settings']['confidence']:.0%} interval")
     axes.grid(alpha=0.3)
     axes.legend(loc="best")
-    descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".png", dir=path.parent)
-    os.close(descriptor)
-    try:
-        figure.savefig(aside, dpi=150, metadata={"Software": None})
-        os.chmod(aside, 0o644)
-        os.replace(aside, path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
+    save_whole(figure, path, dpi=150)

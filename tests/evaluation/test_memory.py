@@ -13,7 +13,7 @@ from whisper_mla import WhisperMLAForConditionalGeneration
 from whisper_mla.command_line import benchmark_command
 from whisper_mla.command_line.app import app
 from whisper_mla.configuration import cache_size, whisper_config
-from whisper_mla.evaluation import memory_process
+from whisper_mla.evaluation import fresh_process, memory_process
 from whisper_mla.evaluation.memory import (
     Setting,
     memory_of,
@@ -106,7 +106,7 @@ def test_bad_input(arguments, complaint):
 def test_what_was_measured_stands_beside_it(monkeypatch):
     gone = Measured(None, None, "out of memory")
     found = iter([Measured(300_000_000, 100_000_000), gone, gone, gone])
-    monkeypatch.setattr(benchmark_command, "measure", lambda config, setting, seconds: next(found))
+    monkeypatch.setattr(benchmark_command, "measure", lambda config, setting, seconds, device: next(found))
     table = run("tiny", "--measure", "--batch-size", 1, "--positions", 32, "--num-beams", 1).stdout
     assert "200.00 MB" in table and "300.00 MB" in table and "out of memory" in table
     assert "fresh process" in table
@@ -116,16 +116,16 @@ def test_want_of_memory_and_time_are_results(monkeypatch):
     class Done:
         returncode, stdout, stderr = 1, "", "RuntimeError: DefaultCPUAllocator: can't allocate memory"
 
-    monkeypatch.setattr(memory_process.subprocess, "run", lambda *args, **kwargs: Done)
+    monkeypatch.setattr(fresh_process.subprocess, "run", lambda *args, **kwargs: Done)
     assert measure(whisper_config("tiny"), Setting()).reason == "out of memory"
     Done.stderr = "Traceback\nValueError: something else"
     with pytest.raises(RuntimeError, match="something else"):
         measure(whisper_config("tiny"), Setting())
 
     def late(*args, timeout, **kwargs):
-        raise memory_process.subprocess.TimeoutExpired("python", timeout)
+        raise fresh_process.subprocess.TimeoutExpired("python", timeout)
 
-    monkeypatch.setattr(memory_process.subprocess, "run", late)
+    monkeypatch.setattr(fresh_process.subprocess, "run", late)
     assert measure(whisper_config("tiny"), Setting(), 5).reason == "out of time (5 s)"
 
 
@@ -157,3 +157,4 @@ def test_a_fresh_process_is_measured():
     stock, exact = (measure(pair[name], Setting(8, 40, 4, 4)) for name in ("stock", "exact"))
     for found in (stock, exact):
         assert found.reason is None and 50_000_000 < found.before <= found.peak < 10**10
+        assert found.held > 8 * 1500 * 64 * 4  # the audio alone
