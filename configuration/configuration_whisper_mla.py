@@ -115,6 +115,11 @@ class WhisperMLAConfig(WhisperConfig):
             self._check_mixed()
             return
         both = self.latent_dtypes
+        if any(str(dtype).startswith(("fp8", "float8")) for dtype in both):
+            raise ValueError(
+                f"latent_dtype={value!r}: not offered, because 'int8', with its scales 9 bits per value instead of 8, "
+                "errs a fifth as much. Use 'int8'."
+            )
         if len(both) != 2 or any(dtype not in (None, *LATENT_BITS) for dtype in both):
             raise ValueError(
                 f"latent_dtype={value!r}: expected None (the model's dtype), {', '.join(map(repr, LATENT_BITS))}, or "

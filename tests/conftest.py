@@ -20,7 +20,6 @@ os.environ.setdefault(
 )
 
 import pytest
-import soundfile
 import torch
 import transformers
 from transformers import WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
@@ -101,6 +100,8 @@ def processor(digits_folder) -> WhisperProcessor:
 @pytest.fixture(scope="session")
 def clips() -> dict[str, dict]:
     """Bundled speech: name to path, text and 16 kHz samples. `long` is 33 s, the others 2 to 7 s."""
+    import soundfile
+
     with open(ASSETS / "clips" / "metadata.csv", newline="") as table:
         rows = list(csv.DictReader(table))
     found = {}

@@ -15,7 +15,13 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -63,7 +69,43 @@ def measure(config: WhisperConfig, setting: Setting, seconds: float = 600.0, dev
     return Measured(None, None, reason) if reason else Measured(**found[-1])
 
 
-def _decode(config: WhisperConfig, setting: Setting, device: str = "cpu") -> Measured:
+def measure_growth(
+    config: WhisperConfig, setting: Setting, lengths: list[int], seconds: float = 600.0, device: str = "cpu"
+) -> tuple[dict[int, int], str | None]:
+    """The peak when so many positions have been decoded, of one decoding up to those of the setting.
+
+    Args:
+        config, setting, seconds, device: as of [`measure`].
+        lengths: text positions, ascending.
+
+    Returns:
+        tuple: bytes by length, and why longer ones are missing, or None.
+    """
+    job = {"config": config.to_dict(), "setting": dataclasses.asdict(setting), "device": device, "lengths": lengths}
+    found, reason = run_fresh(__name__, job, seconds)
+    return {one["positions"]: one["peak"] for one in found if "positions" in one}, reason
+
+
+class _PeaksByLength(LogitsProcessor):
+    """Prints the peak so far when a length is reached; changes nothing."""
+
+    def __init__(self, lengths: list[int], device: str):
+        self.lengths, self.device = lengths, device
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        # The step whose scores these are has all of `input_ids` in its cache; one token more is still to come.
+        if input_ids.shape[1] + 1 in self.lengths:
+            print(json.dumps({"positions": input_ids.shape[1] + 1, "peak": _peak(self.device)}), flush=True)
+        return scores
+
+
+def _peak(device: str) -> int:
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _decode(config: WhisperConfig, setting: Setting, device: str = "cpu", lengths: list[int] | None = None) -> Measured:
     kind = WhisperForConditionalGeneration
     if config.model_type == WhisperMLAConfig.model_type:
         kind = WhisperMLAForConditionalGeneration  # type: ignore[assignment]
@@ -83,6 +125,7 @@ def _decode(config: WhisperConfig, setting: Setting, device: str = "cpu") -> Mea
         model,
         encoder_outputs=outputs,
         decoder_input_ids=start,
+        logits_processor=LogitsProcessorList([_PeaksByLength(lengths, device)] if lengths else []),
         generation_config=GenerationConfig(
             max_new_tokens=count,
             min_new_tokens=count,
@@ -93,11 +136,7 @@ def _decode(config: WhisperConfig, setting: Setting, device: str = "cpu") -> Mea
             return_dict_in_generate=True,
         ),
     )
-    unit = 1 if sys.platform == "darwin" else 1024
-    if device == "cpu":
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    else:
-        peak = torch.cuda.max_memory_allocated()
+    peak = _peak(device)
     with_cache = _taken(device)
     del generated, outputs
     return Measured(peak, before, held=with_cache - _taken(device))
@@ -122,7 +161,7 @@ def main() -> None:
     job = json.loads(sys.stdin.read())
     kind = WhisperMLAConfig if job["config"]["model_type"] == WhisperMLAConfig.model_type else WhisperConfig
     with torch.inference_mode():
-        found = _decode(kind.from_dict(job["config"]), Setting(**job["setting"]), job["device"])
+        found = _decode(kind.from_dict(job["config"]), Setting(**job["setting"]), job["device"], job.get("lengths"))
     print(json.dumps(dataclasses.asdict(found)))
 
 

@@ -114,3 +114,9 @@ def test_mixed_bits_survive_saving_and_say_their_size(tmp_path):
     assert loaded.text_latent_bits == [(6, 2)] * 4 and loaded.audio_latent_bits == (4, 3)
     size = cache_size(loaded, positions=10)
     assert size.self_attention == 10 * 4 * (8 * 4 + 2) and size.cross_attention == 1500 * (7 * 4 + 2)
+
+
+@pytest.mark.parametrize("latent_dtype", ["fp8", ["float8_e4m3fn", None]])
+def test_fp8_is_refused_with_what_to_take(latent_dtype):
+    with pytest.raises(ValueError, match="Use 'int8'"):
+        WhisperMLAConfig(latent_dtype=latent_dtype)

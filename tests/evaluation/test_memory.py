@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -148,6 +149,18 @@ def test_decoding_fills_the_positions(monkeypatch):
     # Four bytes a value; 8 bits, or 4, and a scale and a minimum for 32 of them.
     widths = [kwargs["encoder_outputs"].last_hidden_state.shape for _, kwargs in asked]
     assert widths == [(2, 30, 32), (2, 30, 32), (2, 30, 36), (2, 30, 20)]
+
+
+def test_peaks_of_one_decoding_by_length(capsys):
+    default = torch.get_default_dtype()
+    try:
+        for config in list(stock_and_latent(random_whisper().config, 12).values())[:2]:
+            memory_process._decode(config, Setting(2, 12, 1, 4), lengths=[4, 8, 12])
+    finally:
+        torch.set_default_dtype(default)
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [one["positions"] for one in found] == [4, 8, 12] * 2
+    assert all(0 < first["peak"] <= second["peak"] for first, second in pairwise(found))
 
 
 @pytest.mark.processes
