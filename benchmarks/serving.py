@@ -54,7 +54,7 @@ def main(
     cache_bytes: int = 256 << 20,
     requests: Annotated[int, typer.Option(help="With several clients; a single one sends a third, at least 8.")] = 24,
     beams: Annotated[int, typer.Option(help="Beam search of so many beams, one recording per client.")] = 0,
-    beam_tokens: Annotated[int, typer.Option(help="vLLM's beam search always goes on to the last of them.")] = 24,
+    beam_tokens: Annotated[int, typer.Option(help="vLLM's beam search always goes on to the last of them.")] = 12,
     dtype: str = "float32",
     name: str = "serving",
 ):
@@ -77,7 +77,7 @@ def main(
                 rows.append([*start, *[""] * (len(COLUMNS) - 3)])
                 continue
             fresh = iter(recordings)
-            asyncio.run(closed_loop(server.url, list(itertools.islice(fresh, WARM)), 1, {}))
+            asyncio.run(closed_loop(server.url, list(itertools.islice(fresh, WARM)), 1, options))
             for number, count in loops.items():
                 sent = list(itertools.islice(fresh, count))
                 found = asyncio.run(closed_loop(server.url, sent, number, options))
