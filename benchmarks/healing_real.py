@@ -143,6 +143,7 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, default=100, help="of every training run, 8 utterances each (default: 100)"
     )
+    parser.add_argument("--only", default=".*", help="rows whose whole name matches; the rest on a later run")
     parser.add_argument(
         "--runs", type=Path, default=Path("runs/healing_real"), help="where runs are kept and continued"
     )
