@@ -7,13 +7,19 @@ import numpy as np
 from ..configuration.configuration_whisper_mla import WhisperMLAConfig
 
 
-def check_served(config: WhisperMLAConfig, cache_dtype: str = "auto", tensor_parallel_size: int = 1) -> None:
+def check_served(
+    config: WhisperMLAConfig,
+    cache_dtype: str = "auto",
+    tensor_parallel_size: int = 1,
+    prefix_caching: bool | None = None,
+) -> None:
     """Raise unless vLLM can serve the model.
 
     Args:
         config: of the checkpoint.
         cache_dtype: vLLM's `--kv-cache-dtype`.
         tensor_parallel_size: vLLM's `--tensor-parallel-size`.
+        prefix_caching: vLLM's `--enable-prefix-caching`.
 
     Raises:
         ValueError: names the field, its value and the remedy.
@@ -31,6 +37,11 @@ def check_served(config: WhisperMLAConfig, cache_dtype: str = "auto", tensor_par
         raise ValueError(
             f"--kv-cache-dtype {cache_dtype}: latents are cached in the model's dtype. Leave the option out; to cache "
             "less, convert with a kv_rank and cross_kv_rank."
+        )
+    if prefix_caching:
+        raise ValueError(
+            "--enable-prefix-caching: vLLM has none for encoder-decoder models, and its engine would end at the first "
+            "request. Leave the option out."
         )
     heads = config.decoder_attention_heads
     if heads % tensor_parallel_size or config.encoder_attention_heads % tensor_parallel_size:

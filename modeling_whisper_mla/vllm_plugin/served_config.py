@@ -32,7 +32,8 @@ class ServedConfig(VerifyAndUpdateConfig):
         check_folder(model.model, model.tokenizer)
         config = model.hf_config
         parallel = vllm_config.parallel_config.tensor_parallel_size
-        check_served(config, vllm_config.cache_config.cache_dtype, parallel)
+        cache = vllm_config.cache_config
+        check_served(config, cache.cache_dtype, parallel, cache.enable_prefix_caching)
         vllm_config.scheduler_config.max_num_encoder_input_tokens = config.max_source_positions
 
 

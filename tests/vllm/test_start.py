@@ -25,6 +25,7 @@ STARTS = {
     "no tokenizer": ({}, ["tokenizer.json"], [], "has no tokenizer (tokenizer.json or vocab.json)"),
     "no feature extractor": ({}, ["processor_config.json"], [], "has no feature extractor"),
     "quantised cache": ({}, [], ["--kv-cache-dtype", "fp8"], "--kv-cache-dtype fp8"),
+    "prefix caching": ({}, [], ["--enable-prefix-caching"], "--enable-prefix-caching: vLLM has none"),
     "heads that cannot be split": ({}, [], ["--tensor-parallel-size", "3"], "--tensor-parallel-size 3"),
 }
 
