@@ -1,6 +1,7 @@
 """`whisper-mla benchmark speed`: time per decoded token, stock beside converted, measured."""
 
 import json
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -61,7 +62,7 @@ def speed(
     for kind in dtypes:
         positions = max(setting.tokens for setting in settings) + 1
         models = candidates(config, positions, int8_weights and kind == "float32", compiled)
-        shown = lambda turns, kind=kind: track(turns, kind, console=console.messages, transient=True)  # noqa: E731
+        shown = partial(track, description=kind, console=console.messages, transient=True)
         table = measure_speed(models, settings, kind, rounds, device, seconds, shown)
         rows += report_rows(table, settings, kind)
     report = {"model": model, "rounds": rounds, "environment": environment(device, 1), "settings": rows}

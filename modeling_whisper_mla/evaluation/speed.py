@@ -2,7 +2,7 @@
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from transformers import WhisperConfig
@@ -93,7 +93,7 @@ def measure_speed(
     rounds: int = 3,
     device: str = "cpu",
     seconds: float = 600.0,
-    shown: Callable[[list], Iterator] = iter,
+    shown: Callable[[list], Iterable] = iter,
 ) -> Table:
     """Time all models at all settings: in every round one fresh process per model, in turns forwards and backwards.
 
