@@ -33,6 +33,16 @@ CALIBRATED = {"method": "fisher", "refit": False}
 BY_WEIGHTS = {"method": "joint_svd"}  # named, so that the conversion does not measure itself as well
 NEEDS_CALIBRATION = "fisher"
 BENCHMARK_ONLY = ("weights", "minutes")
+COLUMNS = [
+    "conversion",
+    "cache cut",
+    "KL",
+    "token agreement",
+    "WER %",
+    "change to stock (95 %, paired)",
+    "words not stock's",
+    "transcripts equal",
+]
 
 
 def jobs(width: int) -> dict[str, dict]:
@@ -241,16 +251,6 @@ def main() -> None:
     partial = RESULTS / f"{arguments.name}.partial.jsonl"
     rows = run(arguments.model, arguments.data, arguments.language, partial, arguments.every, arguments.only)
     draw(rows, RESULTS / f"{arguments.name}.png")
-    columns = [
-        "conversion",
-        "cache cut",
-        "KL",
-        "token agreement",
-        "WER %",
-        "change to stock (95 %, paired)",
-        "words not stock's",
-        "transcripts equal",
-    ]
     note = (
         f"{arguments.model.name}, float32, greedy, no training. Cache cut: one stream of 448 text positions in "
         f"float16, computed. KL in nats per token and token agreement teacher-forced on stock's transcripts; WER of "
@@ -258,7 +258,7 @@ def main() -> None:
         "utterances and ignores that some share a speaker. Words not stock's: word error rate against stock's own "
         f"transcripts. Picture: {arguments.name}.png."
     )
-    write_results(arguments.name, note, columns, [cells(row) for row in rows], rows)
+    write_results(arguments.name, note, COLUMNS, [cells(row) for row in rows], rows)
 
 
 if __name__ == "__main__":

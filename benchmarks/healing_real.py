@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from accuracy_real import Dev, cells, some_minutes
+from accuracy_real import COLUMNS, Dev, cells, some_minutes
 from result_files import write_results
 from tqdm import tqdm
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
@@ -154,17 +154,7 @@ def main() -> None:
     runs = arguments.runs.resolve() / f"{arguments.name}-{arguments.steps}-steps"
     runs.mkdir(parents=True, exist_ok=True)
     rows = run_all(arguments, runs, runs / "rows.jsonl")
-    columns = [
-        "model",
-        "cache cut",
-        "KL",
-        "token agreement",
-        "WER %",
-        "change to stock (95 %, paired)",
-        "words not stock's",
-        "transcripts equal",
-        "minutes",
-    ]
+    columns = ["model", *COLUMNS[1:], "minutes"]
     note = (
         f"{arguments.model.name}, float32, greedy. Converted with {CALIBRATION_MINUTES} minutes of calibration; healed "
         f"in {arguments.steps} steps of 8 utterances, without transcripts, one seed; decoder self-attention and "
