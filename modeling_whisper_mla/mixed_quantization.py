@@ -76,7 +76,8 @@ def dequantize_mixed(packed: Tensor, bits: Sequence[int], group_size: int, dtype
             values = torch.cat(parts, dim=-1).unflatten(-1, (len(groups), group_size))
             codes[..., groups, :] |= values << _shifts(bits, groups, piece, packed.device)
             start = end
-    scale = packed[..., start:].contiguous().view(torch.float16).float()[..., None]
+    # A copy even of one row, which counts as contiguous but may begin at an odd byte.
+    scale = packed[..., start:].clone(memory_format=torch.contiguous_format).view(torch.float16).float()[..., None]
     step, half = _steps(bits, packed.device)
     return ((codes.float() - half + 0.5) * (scale * step)).flatten(-2).to(dtype)
 

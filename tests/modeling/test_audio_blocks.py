@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.conftest import random_features, random_whisper
+from tests.conversion.tiny import random_statistics
 from tests.modeling.test_generation import WAYS, assert_same, generate
 from whisper_mla import LatentCache, WhisperMLAForConditionalGeneration, audio_blocks, encoder_and_decoder
 
@@ -16,8 +17,11 @@ def models():
     """Rounded latents of every kind."""
     stock = random_whisper()
     make = WhisperMLAForConditionalGeneration.from_whisper
-    exact = make(stock)
-    return {"int4": make(stock, latent_dtype="int4"), "int8": make(stock, latent_dtype="int8"), "exact": exact}
+    groups = {"latent_dtype": "mixed", "latent_group_size": 8, "cache_cut": 0.93, "force": True}
+    mixed = make(stock, calibration=random_statistics(stock), **groups)
+    assert len(set(mixed.config.cross_kv_bits)) > 1 and mixed.config.cross_latent_width == WIDTH
+    rounded = {kind: make(stock, latent_dtype=kind) for kind in ("int4", "int8")}
+    return {**rounded, "exact": make(stock), "mixed": mixed}
 
 
 @pytest.fixture
@@ -40,20 +44,14 @@ def at_once(monkeypatch, work):
         return work()
 
 
+MOST = ("greedy", "beams, several returned", "static cache", "no cache")
+REST = ("beams", "sampling, several returned", "static cache, beams", "scores")
+
+
 @pytest.mark.parametrize(
-    "way",
-    [
-        "greedy",
-        "beams",
-        "beams, several returned",
-        "sampling, several returned",
-        "static cache",
-        "static cache, beams",
-        "no cache",
-        "scores",
-    ],
+    ("kind", "way"),
+    [(kind, way) for kind in ("int4", "int8", "mixed") for way in (*MOST, *(REST if kind != "mixed" else ()))],
 )
-@pytest.mark.parametrize("kind", ["int4", "int8"])
 def test_the_same_as_all_at_once(models, unpacked, monkeypatch, kind, way):
     features = random_features(models[kind], 5)
     length = {"max_new_tokens": 8, "min_new_tokens": 8}
@@ -121,6 +119,46 @@ def test_everything_that_is_returned(models, unpacked, monkeypatch, eager, fresh
             assert len(ours[name]) == len(theirs[name]) >= 2
             for a, b in zip(ours[name], theirs[name], strict=True):
                 assert torch.allclose(a, b, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["int4", "int8", "mixed"])
+def test_drafts_that_are_checked_and_cut(models, unpacked, monkeypatch, kind):
+    """What prompt lookup and assistants do to a decoder, of which Transformers has one audio at a time only."""
+    model = models[kind]
+    drafts = torch.randint(3, 128, (10, 12), generator=torch.Generator().manual_seed(0))
+
+    def decode():
+        cache, found = LatentCache(model.config), []
+        with torch.no_grad():
+            audio = model.compress_encoder_outputs(model.get_encoder()(random_features(model, 5)))
+            for turn in range(3):
+                tokens = drafts[:, 4 * turn : 4 * turn + 4]
+                logits = model(
+                    encoder_outputs=audio, decoder_input_ids=tokens, past_key_values=cache, use_cache=True
+                ).logits
+                found.append(logits)
+                cache.crop(-(turn + 1))  # drafts that were wrong
+                assert cache.get_seq_length() == sum(4 - i - 1 for i in range(turn + 1))
+        return torch.stack(found)
+
+    expected, found = at_once(monkeypatch, decode), decode()
+    assert set(unpacked) == {5, 1, 2}
+    assert torch.equal(found.argmax(-1), expected.argmax(-1)) and torch.allclose(found, expected, atol=1e-3)
+    assert len(found.argmax(-1).unique()) > 10
+
+
+@pytest.mark.parametrize("way", ["prompt lookup", "rounded assistant", "exact assistant"])
+@pytest.mark.parametrize("kind", ["int8", "mixed"])
+def test_one_audio_with_drafts(models, unpacked, monkeypatch, fresh, kind, way):
+    model = models[kind]
+    features = random_features(model, 1)
+    plain = at_once(monkeypatch, lambda: generate(model, input_features=features, max_new_tokens=12))
+    unpacked.clear()
+    monkeypatch.setattr(audio_blocks, "UNPACKED_BYTES", 1)  # less than the one audio takes
+    helper = models["exact"] if way == "exact assistant" else models["int8"]
+    drafting = {"prompt_lookup_num_tokens": 3} if way == "prompt lookup" else {"assistant_model": fresh(helper)}
+    found = generate(fresh(model), input_features=features, max_new_tokens=12, **drafting)
+    assert torch.equal(found, plain) and set(unpacked) == {1}
 
 
 def test_words_and_long_form(digits, speech, long_speech, unpacked, monkeypatch, fresh):

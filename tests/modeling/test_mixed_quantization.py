@@ -56,6 +56,12 @@ def test_packing_is_as_described_and_the_nearest_code_is_taken(bits, group_size,
     assert ((found - values).abs() <= torch.maximum(step / 2, values.abs() - outermost) * 1.001 + 1e-7 * step).all()
 
 
+def test_one_row_whose_scale_begins_at_an_odd_byte():
+    latent = torch.randn(2, 1, 24, generator=torch.Generator().manual_seed(0))
+    found = dequantize(quantize(latent, [4, 2, 1], 8)[1:], 24, [4, 2, 1], 8, torch.float32)
+    assert torch.equal(found, round_latent(latent, [4, 2, 1], 8)[1:])
+
+
 def test_each_bit_lowers_the_error_of_a_normal_variable():
     latent = torch.randn(400, 8, 32, generator=torch.Generator().manual_seed(0))
     bits = [8, 7, 6, 5, 4, 3, 2, 1]
