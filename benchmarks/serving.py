@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
+import httpx
 import typer
 import vllm
 from openai import AsyncOpenAI
@@ -163,6 +164,9 @@ def served(folder: str, cache_bytes: int, dtype: str):
         else:
             raise RuntimeError("vLLM did not start:\n" + "".join(log[-60:]))
         threading.Thread(target=lambda: deque(process.stdout, maxlen=0), daemon=True).start()
+        # It listens shortly after it has said so.
+        with httpx.Client(transport=httpx.HTTPTransport(retries=6), timeout=60) as client:
+            client.get(f"http://127.0.0.1:{port}/health").raise_for_status()
         yield Server(f"http://127.0.0.1:{port}/v1", "".join(log))
     finally:
         process.terminate()

@@ -1,17 +1,33 @@
 """What vLLM cannot hold of a Whisper-MLA model, said before any weights are loaded. vLLM is not needed."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from ..configuration.configuration_whisper_mla import WhisperMLAConfig
+from ..int8_weights import METHOD
+
+# Options that vLLM would start with, only to ignore them or to end its engine at the first request.
+REFUSED_OPTIONS = {
+    "--enable-lora": "adapters name projections that are folded into others here, and would change nothing. Merge the "
+    "adapter into the model (PEFT's merge_and_unload) before it is converted, and serve that.",
+    "--runner pooling": "Whisper-MLA transcribes. Leave the option out.",
+    "--enable-prefix-caching": "vLLM has none for encoder-decoder models, and its engine would end at the first "
+    "request. Leave the option out.",
+    "--kv-transfer-config": "vLLM moves no caches of encoder-decoder models between servers. Leave the option out.",
+}
+# Fields that say how large weights are.
+_WIDTHS = {"kv_rank", "cross_kv_rank", "cross_kv_shared", "audio_kv_rank"}
 
 
 def check_served(
     config: WhisperMLAConfig,
     cache_dtype: str = "auto",
     tensor_parallel_size: int = 1,
-    prefix_caching: bool | None = None,
+    quantization: str | None = None,
+    options: Iterable[str] = (),
+    overridden: Iterable[str] = (),
 ) -> None:
     """Raise unless vLLM can serve the model.
 
@@ -19,7 +35,9 @@ def check_served(
         config: of the checkpoint.
         cache_dtype: vLLM's `--kv-cache-dtype`.
         tensor_parallel_size: vLLM's `--tensor-parallel-size`.
-        prefix_caching: vLLM's `--enable-prefix-caching`.
+        quantization: vLLM's `--quantization`, or that of the checkpoint.
+        options: those of `REFUSED_OPTIONS` that vLLM was given.
+        overridden: fields that vLLM's `--hf-overrides` changes.
 
     Raises:
         ValueError: names the field, its value and the remedy.
@@ -38,11 +56,20 @@ def check_served(
             f"--kv-cache-dtype {cache_dtype}: latents are cached in the model's dtype. Leave the option out; to cache "
             "less, convert with a kv_rank and cross_kv_rank."
         )
-    if prefix_caching:
+    if quantization == METHOD:
+        raise ValueError(INT8_WEIGHTS)
+    if quantization:
         raise ValueError(
-            "--enable-prefix-caching: vLLM has none for encoder-decoder models, and its engine would end at the first "
-            "request. Leave the option out."
+            f"--quantization {quantization}: weights are folded into one another when they are loaded, in floating "
+            "point. Leave the option out; --dtype bfloat16 halves the weights and the cache."
         )
+    for field in _WIDTHS.intersection(overridden):
+        raise ValueError(
+            f"--hf-overrides {field}: the weights have the ranks that they were converted with. Leave the field "
+            "out, or convert again."
+        )
+    for option in options:
+        raise ValueError(f"{option}: {REFUSED_OPTIONS[option]}")
     heads = config.decoder_attention_heads
     if heads % tensor_parallel_size or config.encoder_attention_heads % tensor_parallel_size:
         raise ValueError(

@@ -31,10 +31,18 @@ class ServedConfig(VerifyAndUpdateConfig):
         model = vllm_config.model_config
         check_folder(model.model, model.tokenizer)
         config = model.hf_config
-        parallel = vllm_config.parallel_config.tensor_parallel_size
         cache = vllm_config.cache_config
-        check_served(config, cache.cache_dtype, parallel, cache.enable_prefix_caching)
-        vllm_config.scheduler_config.max_num_encoder_input_tokens = config.max_source_positions
+        options = {
+            "--enable-lora": vllm_config.lora_config,
+            "--runner pooling": model.runner_type == "pooling",
+            "--enable-prefix-caching": cache.enable_prefix_caching,
+            "--kv-transfer-config": vllm_config.kv_transfer_config,
+        }
+        given = [option for option, value in options.items() if value]
+        overridden = model.hf_overrides if isinstance(model.hf_overrides, dict) else {}
+        parallel, scheduler = vllm_config.parallel_config.tensor_parallel_size, vllm_config.scheduler_config
+        check_served(config, cache.cache_dtype, parallel, model.quantization, given, overridden)
+        scheduler.max_num_encoder_input_tokens = config.max_source_positions
 
 
 class Int8WeightsRefusal(QuantizationConfig):

@@ -10,7 +10,7 @@ import pytest
 from whisper_mla import WhisperMLAConfig
 from whisper_mla.configuration.presets import whisper_config
 from whisper_mla.vllm_plugin import SUPPORTED_VLLM, register
-from whisper_mla.vllm_plugin.refusals import check_audio, check_folder, check_served
+from whisper_mla.vllm_plugin.refusals import REFUSED_OPTIONS, check_audio, check_folder, check_served
 
 
 def base(**latent_fields) -> WhisperMLAConfig:
@@ -29,6 +29,23 @@ def test_rounded_latents_are_refused(latent_dtype):
 def test_a_quantised_cache_is_refused():
     with pytest.raises(ValueError, match=r"--kv-cache-dtype fp8: .*kv_rank"):
         check_served(base(), cache_dtype="fp8")
+
+
+def test_quantised_weights_are_refused():
+    with pytest.raises(ValueError, match=r"--quantization fp8: .*floating point.*bfloat16"):
+        check_served(base(), quantization="fp8")
+
+
+def test_ranks_are_those_of_the_weights():
+    with pytest.raises(ValueError, match=r"--hf-overrides kv_rank: .*convert again"):
+        check_served(base(kv_rank=8), overridden={"latent_dtype": None, "kv_rank": 8})
+    check_served(base(), overridden={"latent_dtype": None})
+
+
+@pytest.mark.parametrize("option", REFUSED_OPTIONS)
+def test_an_option_without_use_is_refused(option):
+    with pytest.raises(ValueError, match=rf"{option}: .*\."):
+        check_served(base(), options=[option])
 
 
 def test_heads_that_cannot_be_split_are_refused():

@@ -36,6 +36,14 @@ def folder(digits, processor, tmp_path_factory):
     return made
 
 
+def until_connected(port: int) -> None:
+    """Wait for the server to listen, which it does shortly after it has said that it started."""
+    import httpx
+
+    with httpx.Client(transport=httpx.HTTPTransport(retries=6), timeout=60) as client:
+        assert client.get(f"http://127.0.0.1:{port}/health").status_code == 200
+
+
 @contextmanager
 def started(folder):
     """A server on a free port of this machine, in a process group of its own; yields the base URL and the process."""
@@ -60,6 +68,7 @@ def started(folder):
         else:
             raise AssertionError("vLLM did not start:\n" + "".join(said))
         threading.Thread(target=lambda: deque(process.stdout, maxlen=0), daemon=True).start()
+        until_connected(port)
         yield f"http://127.0.0.1:{port}/v1", process
     finally:
         process.terminate()
@@ -78,21 +87,28 @@ def wav(samples) -> bytes:
     return file.getvalue()
 
 
-def post(server: str, audio: bytes, path: str = "transcriptions", **fields) -> tuple[int, dict]:
-    """Status and answer of a multipart request."""
+def send(server: str, audio: bytes | None, path: str = "transcriptions", **fields) -> tuple[int, bytes]:
+    """Status and answer of a multipart request; without audio, of one that has no file."""
     boundary = uuid.uuid4().hex
     fields = {"model": "digits", "language": "en", "temperature": 0, "max_completion_tokens": 40} | fields
     parts = [f'--{boundary}\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n' for k, v in fields.items()]
     file = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
-    body = "".join([*parts, file]).encode() + audio + f"\r\n--{boundary}--\r\n".encode()
+    sent = b"" if audio is None else file.encode() + audio + b"\r\n"
+    body = "".join(parts).encode() + sent + f"--{boundary}--\r\n".encode()
     request = urllib.request.Request(
         f"{server}/audio/{path}", body, {"Content-Type": f"multipart/form-data; boundary={boundary}"}
     )
     try:
         with urllib.request.urlopen(request, timeout=120) as answer:
-            return answer.status, json.load(answer)
+            return answer.status, answer.read()
     except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
+        return error.code, error.read()
+
+
+def post(server: str, audio: bytes | None, path: str = "transcriptions", **fields) -> tuple[int, dict]:
+    """Status and decoded answer."""
+    status, answer = send(server, audio, path, **fields)
+    return status, json.loads(answer)
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +136,9 @@ BAD = {
     "no samples": ({"audio": wav([])}, 400, "0 samples"),
     "not a number": ({"audio": wav([0.1, float("nan")])}, 400, "NaN"),
     "not audio": ({"audio": b"hello"}, 400, "audio"),
+    "an empty file": ({"audio": b""}, 400, "audio"),
+    "a header alone": ({"audio": wav([0.1] * 16_000)[:30]}, 400, "audio"),
+    "no file": ({"audio": None}, 400, "file"),
     "ten hours": ({"audio": "ten hours"}, 400, "duration"),
     "language": ({"language": "xx"}, 400, "xx"),
     "format": ({"response_format": "srt"}, 400, "response_format"),
@@ -128,6 +147,11 @@ BAD = {
     "prompt": ({"prompt": "one two " * 300}, 400, "length"),
     "no beams": ({"use_beam_search": "true", "n": 0}, 400, "beam_width"),
     "too many beams": ({"use_beam_search": "true", "n": 11}, 400, "logprobs"),
+    "no tokens": ({"max_completion_tokens": 0}, 400, "max_tokens"),
+    "granularity": ({"timestamp_granularities[]": "minute"}, 400, "segment"),
+    "streamed segments": ({"response_format": "verbose_json", "stream": "true"}, 400, "streaming"),
+    "language of a translation": ({"path": "translations", "language": "xx"}, 400, "xx"),
+    "nothing to translate": ({"path": "translations", "audio": b"hello"}, 400, "audio"),
     "streamed beams": ({"use_beam_search": "true", "n": 2, "stream": "true"}, 400, "Streaming"),
 }
 
@@ -158,6 +182,13 @@ def test_a_bad_request_is_answered_with_a_sentence_and_the_engine_lives(name, se
 def test_what_vllms_own_whisper_can_do(options, server, clips):
     status, answer = post(server, clips["clip00"]["path"].read_bytes(), **options)
     assert status == 200 and answer["text"].strip(), answer
+
+
+def test_a_streamed_answer_is_the_whole_one(server, clips, expected):
+    status, answer = send(server, clips["clip00"]["path"].read_bytes(), stream="true")
+    lines = [line.removeprefix("data: ") for line in answer.decode().splitlines() if line]
+    assert status == 200 and lines.pop() == "[DONE]" and len(lines) > 2
+    assert "".join(json.loads(line)["choices"][0]["delta"].get("content") or "" for line in lines) == expected
 
 
 def client(recordings, output, servers: list[str]) -> dict[str, str]:

@@ -16,16 +16,24 @@ from whisper_mla.int8_weights import METHOD
 pytest.importorskip("vllm", reason="needs the [vllm] extra")
 pytestmark = pytest.mark.vllm
 
+TRANSFER = '{"kv_connector": "ExampleConnector", "kv_role": "kv_both"}'
 # Name: changes to config.json, files that are missing, options, what is said. None: vLLM would start.
 STARTS = {
     "as it is": ({}, [], [], None),
     "rounded latents": ({"latent_dtype": "int4"}, [], [], "--hf-overrides"),
     "rounded latents, remedied": ({"latent_dtype": "int4"}, [], ["--hf-overrides", '{"latent_dtype": null}'], None),
+    "other ranks": ({}, [], ["--hf-overrides", '{"kv_rank": 8}'], "--hf-overrides kv_rank: the weights"),
     "int8 weights": ({"quantization_config": {"quant_method": METHOD}}, [], [], "convert again without --weights int8"),
     "no tokenizer": ({}, ["tokenizer.json"], [], "has no tokenizer (tokenizer.json or vocab.json)"),
     "no feature extractor": ({}, ["processor_config.json"], [], "has no feature extractor"),
     "quantised cache": ({}, [], ["--kv-cache-dtype", "fp8"], "--kv-cache-dtype fp8"),
     "prefix caching": ({}, [], ["--enable-prefix-caching"], "--enable-prefix-caching: vLLM has none"),
+    "adapters": ({}, [], ["--enable-lora", "--max-lora-rank", "16"], "--enable-lora: adapters"),
+    "embeddings": ({}, [], ["--runner", "pooling"], "--runner pooling: Whisper-MLA transcribes"),
+    "quantised weights": ({}, [], ["--quantization", "fp8"], "--quantization fp8: weights are folded"),
+    "a cache that moves": ({}, [], ["--kv-transfer-config", TRANSFER], "--kv-transfer-config: vLLM moves no caches"),
+    "stages": ({}, [], ["--pipeline-parallel-size", "2"], "Pipeline parallelism is not supported"),
+    "more text than there are positions": ({}, [], ["--max-model-len", "2000"], "max_model_len"),
     "heads that cannot be split": ({}, [], ["--tensor-parallel-size", "3"], "--tensor-parallel-size 3"),
 }
 
