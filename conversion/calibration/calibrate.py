@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,12 +15,13 @@ from whisper_mla.conversion.errors import ConversionError
 from whisper_mla.conversion.source.latents import Latent
 
 from .clips import Clip, read_clips
-from .examples import Example
-from .gather_statistics import gather_statistics
+from .examples import BATCH_SIZE, Example, by_length
+from .gather_statistics import batch_size_for, gather_statistics
 from .interrupted_gathering import InterruptedGathering
-from .make_examples import make_examples
+from .make_examples import make_examples, windows_of
 from .statistics import Statistics
 from .statistics_file import load_statistics
+from .time_estimate import TimeEstimate
 
 logger = logging.get_logger(__name__)
 
@@ -57,8 +59,10 @@ def calibrate(
         gradients: gather the Fisher information, for `method="fisher"`.
         encoder: gather statistics of encoder self-attention.
         seed: of the random projections behind the Fisher information.
-        interrupted: a file where the sums are kept every half minute; if it exists, is of the same model, audio and
-            options, the run goes on from there, to the same statistics. It is removed at the end.
+        interrupted: a file where transcripts and sums are kept every half minute; if it exists, is of the same model,
+            audio and options, the run goes on from there, to the same statistics. It is removed at the end.
+
+    Where progress bars are shown, a line says how long it takes, as soon as that has been measured.
 
     Returns:
         Statistics: with `examples`, the clips that they are of, and `held_out`.
@@ -81,28 +85,67 @@ def calibrate(
     if processor is None:
         raise ConversionError(NO_PROCESSOR)
     model = running_copy(stock)
-    examples = make_examples(model, processor, clips, language=language, task=task)
-    kept = _spread(len(examples), held_out)
-    used = [example for i, example in enumerate(examples) if i not in kept]
+    spoken = {"language": language, "task": task}
+    options = {"gradients": gradients, "encoder": encoder, "seed": seed}
     kept_at = None
     if interrupted is not None:
-        kept_at = InterruptedGathering(interrupted, _identity(used, fingerprint, gradients, encoder, seed))
-    statistics = gather_statistics(model, used, gradients=gradients, encoder=encoder, seed=seed, interrupted=kept_at)
+        kept_at = InterruptedGathering(interrupted, _identity(clips, fingerprint, held_out, spoken, options))
+    windows = windows_of(clips, processor.feature_extractor.n_samples)
+    kept = _spread(len(windows), held_out)
+    tell = _time_estimate(model, windows, len(windows) - len(kept), options, kept_at)
+
+    def after_batch(made: list[Example], transcribed: bool, left: int) -> None:
+        tell.after_batch(made, transcribed, left)
+        if kept_at is not None and transcribed:
+            kept_at.offer()
+
+    examples = make_examples(
+        model,
+        processor,
+        clips,
+        **spoken,
+        encode=not encoder,
+        transcripts=None if kept_at is None else kept_at.transcripts,
+        after_batch=after_batch,
+    )
+    used = [example for i, example in enumerate(examples) if i not in kept]
+    statistics = gather_statistics(model, used, **options, interrupted=kept_at)
     if kept_at is not None:
         kept_at.remove()
     statistics.examples = used
-    statistics.held_out = [examples[i] for i in sorted(kept)]
+    statistics.held_out = by_length([examples[i] for i in sorted(kept)], BATCH_SIZE)
     statistics.source = _facts(stock, fingerprint, clips, statistics)
     return statistics
 
 
-def _identity(examples: list[Example], *parts: Any) -> str:
+def _identity(clips: list[Clip], *parts: Any) -> str:
     """SHA-256 of what statistics depend on."""
-    digest = hashlib.sha256(repr(parts).encode())
-    for example in examples:
-        for tensor in (example.input_features, example.decoder_input_ids):
-            digest.update(tensor.contiguous().numpy().tobytes())
+    digest = hashlib.sha256(repr(("batches by length", *parts)).encode())
+    for clip in clips:
+        digest.update(repr(clip.text).encode())
+        digest.update(clip.samples.tobytes())
     return digest.hexdigest()
+
+
+def _time_estimate(
+    model: PreTrainedModel,
+    windows: Sequence[tuple[Any, str | None]],
+    used: int,
+    options: dict[str, Any],
+    kept_at: InterruptedGathering | None,
+) -> TimeEstimate:
+    """Of a calibration on windows, so many of which are used; a line tells what an earlier run has left of it."""
+    passes = 2 if options["gradients"] else 1
+    batches = passes * -(-used // batch_size_for(model, options["gradients"] and options["encoder"]))
+    done = 0 if kept_at is None else sum(kept_at.done)
+    transcribing = any(text is None for _, text in windows)
+    return TimeEstimate(
+        len(windows),
+        passes + transcribing,
+        lambda example: gather_statistics(model, [example], **options, shown=False),
+        used * (1 - done / batches),
+        goes_on=kept_at is not None and bool(kept_at.transcripts or done),
+    )
 
 
 def hold_out(
@@ -130,7 +173,7 @@ def hold_out(
     if processor is None:
         raise ConversionError(NO_PROCESSOR)
     examples = make_examples(running_copy(stock), processor, clips, language=language, task=task)
-    statistics = Statistics(inputs={}, queries={}, held_out=examples)
+    statistics = Statistics(inputs={}, queries={}, held_out=by_length(examples, BATCH_SIZE))
     statistics.source = _facts(stock, weights_fingerprint(stock), clips, statistics)
     return statistics
 

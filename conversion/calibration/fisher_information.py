@@ -10,7 +10,7 @@ from torch.func import functional_call
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from .examples import Example, encoded_batches
+from .examples import BATCH_SIZE, Example, by_length, encoded_batches
 from .gather_statistics import frozen
 
 
@@ -27,11 +27,11 @@ class FisherInformation:
         batch_size: clips at once.
     """
 
-    def __init__(self, model: PreTrainedModel, examples: Sequence[Example], batch_size: int = 8):
+    def __init__(self, model: PreTrainedModel, examples: Sequence[Example], batch_size: int = BATCH_SIZE):
         self._model = model
-        by_length = sorted(examples, key=lambda example: -len(example.decoder_input_ids))  # little padding
         self._batches = []
-        for batch in encoded_batches(model, by_length, batch_size, "Encoding calibration audio"):
+        ordered = by_length(examples, batch_size)
+        for batch in encoded_batches(model, ordered, batch_size, "Encoding calibration audio"):
             states = batch["encoder_states"].cpu()  # large, and read once per pass
             kept = {"encoder_states": states, "tokens": batch["decoder_input_ids"], "mask": batch["mask"]}
             self._batches.append(kept)

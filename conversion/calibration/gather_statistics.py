@@ -9,11 +9,12 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils.logging import tqdm
 
 from whisper_mla.conversion.source.latents import input_name
 
 from .attention_hooks import AttentionHooks
-from .examples import Example, batches, forced_logits
+from .examples import Example, batches, by_length, forced_logits
 from .interrupted_gathering import InterruptedGathering
 from .kronecker import KroneckerFactors, KroneckerSums
 from .statistics import InputMoments, InputStatistics, Statistics
@@ -54,6 +55,7 @@ def gather_statistics(
     batch_size: int | None = None,
     seed: int = 0,
     interrupted: InterruptedGathering | None = None,
+    shown: bool = True,
 ) -> Statistics:
     """Run the model over examples, teacher-forced, and accumulate moments at every attention.
 
@@ -71,6 +73,7 @@ def gather_statistics(
         batch_size: clips at once; None: as many as the gradients of the encoder leave memory for, at most 4.
         seed: of the projections.
         interrupted: where sums are kept meanwhile, and taken from.
+        shown: by a progress bar over both passes.
 
     Returns:
         Statistics: on the CPU, float64.
@@ -85,7 +88,8 @@ def gather_statistics(
         for name, module in model.named_modules()
         if hasattr(module, "k_proj") and (encoder or ".encoder." not in name)
     }
-    size = batch_size or _batch_size(model, gradients and encoder)
+    size = batch_size or batch_size_for(model, gradients and encoder)
+    ordered = by_length(examples, size)
     generator = torch.Generator(device=model.device).manual_seed(seed)
     places = [input_name(name) for name in attentions]
     before = interrupted.read() if interrupted is not None else None
@@ -101,19 +105,25 @@ def gather_statistics(
         )
     mask: Tensor | None = None
 
-    def passes(number: int, hooks: AttentionHooks, description: str) -> Iterator[Tensor]:
+    total = -(-len(examples) // size) * (2 if gradients else 1)
+    bar = tqdm(total=total, initial=sum(sums.done), desc="Gathering statistics", unit="batch", disable=not shown)
+
+    def passes(number: int, hooks: AttentionHooks) -> Iterator[Tensor]:
         """Forward and backward passes: for every draw, or once without gradients, the logits `[tokens, vocabulary]`."""
         nonlocal mask
         with hooks, frozen(model), torch.set_grad_enabled(gradients):
-            for batch in batches(examples, size, model, description, sums.done[number]):
+            for batch in batches(ordered, size, model, done=sums.done[number]):
                 mask = batch["mask"]
                 logits = forced_logits(model, batch, encoder)[mask]
-                for draw in range(draws if gradients else 1):
-                    if gradients:
+                if not gradients:
+                    yield logits
+                else:
+                    for draw, projection in enumerate(_projections(logits.detach(), draws, generator)):
                         hooks.slopes.clear()
-                        logits.backward(_projection(logits.detach(), generator), retain_graph=draw < draws - 1)
-                    yield logits.detach()
+                        logits.backward(projection, retain_graph=draw < draws - 1)
+                        yield logits.detach()
                 sums.done[number] += 1
+                bar.update()
                 sums.random = generator.get_state()
                 if interrupted is not None:
                     interrupted.offer(sums.content())
@@ -131,7 +141,7 @@ def gather_statistics(
     hooks = AttentionHooks(
         attentions, lambda place, states: sums.inputs[place].update(of_text(states, place)), see_query, gradients
     )
-    for logits in passes(0, hooks, "Gathering statistics"):
+    for logits in passes(0, hooks):
         sums.predicted += logits.shape[0]
         for place, slope in hooks.slopes.items():
             rows = slope.flatten(0, 1)
@@ -146,10 +156,11 @@ def gather_statistics(
             found.sums = sums.turns.setdefault(place, found.sums)
         states: dict[str, Tensor] = {}
         hooks = AttentionHooks(attentions, states.__setitem__)
-        for _ in passes(1, hooks, "Gathering gradients"):
+        for _ in passes(1, hooks):
             for place, slope in hooks.slopes.items():
                 kronecker[place].update(states[place], slope)
         factors = {place: found.factors.to("cpu") for place, found in kronecker.items()}
+    bar.close()
     statistics = Statistics(
         inputs={
             place: InputStatistics(
@@ -172,7 +183,7 @@ def gather_statistics(
     return statistics
 
 
-def _batch_size(model: PreTrainedModel, encoder_gradients: bool) -> int:
+def batch_size_for(model: PreTrainedModel, encoder_gradients: bool) -> int:
     """Clips at once: 4, or fewer if what the encoder keeps for its gradients would be more than some 4 GB."""
     config = model.config
     kept = 40 * config.encoder_layers * config.max_source_positions * config.d_model  # 10 float32 vectors per frame
@@ -192,10 +203,11 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _projection(logits: Tensor, generator: torch.Generator) -> Tensor:
+def _projections(logits: Tensor, draws: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Random vectors `[tokens, vocabulary]` with covariance `diag(p) - p p^T`, the Fisher information of the logits."""
-    probabilities = logits.double().softmax(dim=-1)
-    # Signs instead of normal numbers: the same covariance, less noise in the estimate.
-    signs = torch.randint(0, 2, logits.shape, generator=generator, device=logits.device) * 2 - 1
-    scaled = probabilities.sqrt() * signs
-    return (scaled - probabilities * scaled.sum(dim=-1, keepdim=True)).to(logits.dtype)
+    probabilities = logits.softmax(dim=-1)
+    roots = probabilities.sqrt()
+    for _ in range(draws):
+        # Signs instead of normal numbers: the same covariance, less noise in the estimate.
+        scaled = torch.empty_like(roots).bernoulli_(generator=generator).mul_(2).sub_(1).mul_(roots)
+        yield scaled.sub_(probabilities * scaled.sum(dim=-1, keepdim=True))

@@ -72,7 +72,11 @@ class KroneckerSums:
         """
         states = states - self._mean.to(states)
         slopes = slopes.to(states)
-        # G itself would be [d, d] for every transcript; x and g are [positions, d].
+        if states.shape[1] > states.shape[2]:  # G, which is [d, d], is less than what is between positions
+            products = slopes.transpose(1, 2) @ states
+            self.sums[0] += (products @ self._covariance_inverse.to(states) @ products.transpose(1, 2)).sum(dim=0)
+            self.sums[1] += (products.transpose(1, 2) @ self._gradient_inverse.to(states) @ products).sum(dim=0)
+            return
         between = slopes @ self._gradient_inverse.to(states) @ slopes.transpose(1, 2)
         self.sums[1] += (states.transpose(1, 2) @ between @ states).sum(dim=0)
         between = states @ self._covariance_inverse.to(states) @ states.transpose(1, 2)

@@ -10,7 +10,7 @@ from torch.nn.functional import log_softmax
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from whisper_mla.conversion.calibration.examples import Example, encoded_batches
+from whisper_mla.conversion.calibration.examples import BATCH_SIZE, Example, encoded_batches
 from whisper_mla.conversion.calibration.word_changes import WordChanges
 from whisper_mla.conversion.errors import ConversionError
 
@@ -67,7 +67,7 @@ class HeldOut:
         batch_size: clips at once.
     """
 
-    def __init__(self, stock: PreTrainedModel, examples: Sequence[Example], batch_size: int = 8):
+    def __init__(self, stock: PreTrainedModel, examples: Sequence[Example], batch_size: int = BATCH_SIZE):
         if not examples:
             raise ValueError("examples: at least one held-out example is needed to measure a conversion.")
         self._batches = []

@@ -151,7 +151,7 @@ def _input_of(model: PreTrainedModel, attention: str, batch: dict[str, Tensor]) 
 
     handle = model.get_submodule(f"{attention}.k_proj").register_forward_pre_hook(hook)
     try:
-        forced_logits(model, batch, encoder_gradients=False)
+        forced_logits(model, batch, through_encoder=True)
     except _ReachedError:
         pass
     finally:

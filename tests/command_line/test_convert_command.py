@@ -14,7 +14,7 @@ from tests.rounding import same_divergence
 from whisper_mla import WhisperMLAForConditionalGeneration
 from whisper_mla.command_line import convert_command as command
 from whisper_mla.conversion import load_statistics, save_statistics
-from whisper_mla.conversion.calibration import interrupted_gathering, statistics_file
+from whisper_mla.conversion.calibration import interrupted_gathering, statistics_file, time_estimate
 
 from .invoke import error_line, run
 
@@ -49,9 +49,14 @@ def test_calibrate_writes_a_file_and_says_what_it_is_good_for(calibrated):
 
 def test_calibrate_options(digits_folder, clips, tmp_path, monkeypatch):
     monkeypatch.setattr(interrupted_gathering, "SECONDS_BETWEEN", 0)
+    monkeypatch.setattr(time_estimate, "_WORTH_TELLING", 0)
+    monkeypatch.setattr(time_estimate, "is_progress_bar_enabled", lambda: True)
     output = tmp_path / "new" / "plain.safetensors"
     files = [clips[name]["path"] for name in ("clip00", "clip01", "clip02")]
-    run("calibrate", digits_folder, *files, "--output", output, "--no-fisher", "--no-encoder", "--held-out", "0")
+    options = ["--no-fisher", "--no-encoder", "--held-out", "0"]
+    result = run("calibrate", digits_folder, *files, "--output", output, *options)
+    assert re.search(r"Calibration: 3 utterances, 2 passes, about \d+ s on this machine\n", result.stderr)
+    assert "on this machine" not in result.stdout
     assert [file.name for file in output.parent.iterdir()] == [output.name]
     statistics = load_statistics(output)
     assert statistics.held_out == [] and statistics.source["clips"] == 3

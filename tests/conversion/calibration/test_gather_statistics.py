@@ -9,7 +9,7 @@ from tests.conftest import random_whisper
 from tests.conversion.tiny import forced, random_examples
 from whisper_mla.configuration import WhisperMLAConfig, whisper_config
 from whisper_mla.conversion.calibration.examples import Example
-from whisper_mla.conversion.calibration.gather_statistics import _batch_size, gather_statistics
+from whisper_mla.conversion.calibration.gather_statistics import batch_size_for, gather_statistics
 from whisper_mla.conversion.calibration.kronecker import KroneckerSums
 from whisper_mla.conversion.calibration.statistics import InputMoments
 from whisper_mla.conversion.source.latents import input_name, latents_of
@@ -221,5 +221,5 @@ def test_statistics_must_cover_the_latent(tiny, tiny_statistics):
 
 def test_fewer_clips_at_once_where_the_gradients_of_the_encoder_are_large():
     sizes = {name: SimpleNamespace(config=whisper_config(name)) for name in ("tiny", "medium", "large-v3")}
-    assert [_batch_size(model, True) for model in sizes.values()] == [4, 2, 1]
-    assert [_batch_size(model, False) for model in sizes.values()] == [4, 4, 4]
+    assert [batch_size_for(model, True) for model in sizes.values()] == [4, 2, 1]
+    assert [batch_size_for(model, False) for model in sizes.values()] == [4, 4, 4]

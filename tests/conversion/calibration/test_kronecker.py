@@ -32,8 +32,9 @@ def random_transcripts(width: int = 5, batch: int = 7, positions: int = 9):
     return states, slopes
 
 
-def test_one_turn_is_the_formula():
-    states, slopes = random_transcripts()
+@pytest.mark.parametrize("positions", [4, 9])  # fewer than the width of 5, and more
+def test_one_turn_is_the_formula(positions):
+    states, slopes = random_transcripts(positions=positions)
     start = KroneckerFactors(random_covariance(5, 2), random_covariance(5, 3))
     mean = torch.full((5,), 3.0, dtype=FLOAT)
     sums = KroneckerSums(start.gradient, mean, start.covariance)

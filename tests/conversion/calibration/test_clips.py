@@ -9,11 +9,9 @@ import pytest
 import soundfile
 import torch
 
-from tests.conftest import random_whisper
 from whisper_mla.conversion import ConversionError, calibrate
 from whisper_mla.conversion.calibration.calibrate import _spread
-from whisper_mla.conversion.calibration.clips import Clip, read_clips
-from whisper_mla.conversion.calibration.make_examples import make_examples
+from whisper_mla.conversion.calibration.clips import read_clips
 
 
 @pytest.fixture
@@ -157,63 +155,6 @@ def test_nothing_to_read(tmp_path):
     assert str(tmp_path) in refusal([tmp_path])
     assert "no audio that can be read" in refusal([])
     assert "calibration=5: expected audio files" in refusal(5)
-
-
-# Examples
-
-
-def test_transcripts_are_used_where_there_are_any(digits, processor, clips, monkeypatch):
-    monkeypatch.setattr(digits, "generate", lambda *a, **k: pytest.fail("nothing to transcribe"), raising=True)
-    clip = Clip("a", clips["clip00"]["samples"], "nine nine")
-    (example,) = make_examples(digits, processor, [clip], language="en")
-    assert processor.decode(example.decoder_input_ids, skip_special_tokens=True).strip() == "nine nine"
-    assert processor.tokenizer.eos_token_id not in example.decoder_input_ids
-    assert example.prompt_length == 4
-    prompt = processor.tokenizer.convert_ids_to_tokens(example.decoder_input_ids[:4].tolist())
-    assert prompt == ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
-    features = processor(clip.samples, sampling_rate=16_000, return_tensors="pt").input_features[0]
-    assert torch.equal(example.input_features, features)
-
-
-def test_without_transcripts_the_model_transcribes(digits, processor, clips):
-    names = ("clip00", "clip03")
-    examples = make_examples(digits, processor, [Clip(name, clips[name]["samples"]) for name in names], language="en")
-    for name, example in zip(names, examples, strict=True):
-        inputs = processor(clips[name]["samples"], sampling_rate=16_000, return_tensors="pt")
-        expected = digits.generate(**inputs, language="en")[0].tolist()  # without the prompt
-        tokens = example.decoder_input_ids.tolist()
-        assert example.prompt_length == 4 and len(tokens) > 8
-        assert tokens[4:] == [token for token in expected if token != 256]
-
-
-def test_the_tokenizer_of_the_caller_keeps_its_language(digits, processor, clips):
-    before = processor.tokenizer.prefix_tokens
-    clip = Clip("a", clips["clip00"]["samples"], "one")
-    (example,) = make_examples(digits, processor, [clip], language="de", task="translate")
-    prompt = processor.tokenizer.convert_ids_to_tokens(example.decoder_input_ids[:4].tolist())
-    assert prompt[1:3] == ["<|de|>", "<|translate|>"]
-    assert processor.tokenizer.prefix_tokens == before
-
-
-def test_long_audio_is_cut_into_windows(digits, processor, clips):
-    long = clips["long"]["samples"]
-    window = processor.feature_extractor.n_samples
-    assert len(long) // window == 3 and len(long) % window > 16_000
-    examples = make_examples(digits, processor, [Clip("long", long, "not used: it is of all windows")], language="en")
-    assert len(examples) == 4
-    texts = [processor.decode(example.decoder_input_ids, skip_special_tokens=True).strip() for example in examples]
-    assert len(set(texts)) == 4 and all(texts) and not any("not used" in text for text in texts)
-    second = processor(long[window : 2 * window], sampling_rate=16_000, return_tensors="pt").input_features[0]
-    assert torch.equal(examples[1].input_features, second)
-    scrap = Clip("scrap", long[: window + 9000])  # 0.6 s beyond the window
-    assert len(make_examples(digits, processor, [scrap], language="en")) == 1
-    short = Clip("short", long[:3000])
-    assert len(make_examples(digits, processor, [short], language="en")) == 1
-
-
-def test_a_language_for_an_english_only_model(processor):
-    with pytest.raises(ConversionError, match="language='de', task=None: this model knows English"):
-        make_examples(random_whisper(), processor, [Clip("a", np.zeros(9, np.float32))], language="de")
 
 
 # calibrate()

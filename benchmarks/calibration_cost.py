@@ -1,0 +1,175 @@
+"""What makes calibration cheaper, and what that does to conversions: seconds, KL and word errors on a real Whisper.
+
+    python benchmarks/calibration_cost.py --model whisper-tiny.en --data SPEECH --name calibration_cost_tiny_en
+
+MODEL is a stock checkpoint with its processor, SPEECH a folder with `calibration` and `dev`, folders of audio with
+metadata.csv. Every row calibrates on the same five minutes of `calibration`, without its transcripts, one thing done
+differently; two conversions from each are measured on `dev`. An interrupted run continues from `NAME.partial.jsonl`.
+"""
+
+import argparse
+import json
+import re
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+import transformers
+from accuracy_real import Dev, some_minutes
+from result_files import RESULTS, write_results
+from tqdm import tqdm
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from whisper_mla import WhisperMLAForConditionalGeneration
+from whisper_mla.configuration import cache_size
+from whisper_mla.conversion.calibration import calibrate as calibrating
+from whisper_mla.conversion.calibration import gather_statistics as gathering
+from whisper_mla.conversion.calibration import make_examples as making
+from whisper_mla.conversion.calibration.kronecker import KroneckerSums
+from whisper_mla.conversion.calibration.statistics import Statistics
+
+MINUTES = 5
+CUT = 0.97
+
+
+def between_positions(sums: KroneckerSums, states: torch.Tensor, slopes: torch.Tensor) -> None:
+    """`KroneckerSums.update` in its other form, whatever the numbers of positions and of dimensions."""
+    states = states - sums._mean.to(states)
+    slopes = slopes.to(states)
+    between = slopes @ sums._gradient_inverse.to(states) @ slopes.transpose(1, 2)
+    sums.sums[1] += (states.transpose(1, 2) @ between @ states).sum(dim=0)
+    between = states @ sums._covariance_inverse.to(states) @ states.transpose(1, 2)
+    sums.sums[0] += (slopes.transpose(1, 2) @ between @ slopes).sum(dim=0)
+
+
+def projections_in_float64(logits: torch.Tensor, draws: int, generator: torch.Generator):
+    """`_projections`, as it was."""
+    for _ in range(draws):
+        probabilities = logits.double().softmax(dim=-1)
+        scaled = probabilities.sqrt() * (torch.randint(0, 2, logits.shape, generator=generator) * 2 - 1)
+        yield (scaled - probabilities * scaled.sum(dim=-1, keepdim=True)).to(logits.dtype)
+
+
+def examples_without_states(*arguments, **options) -> list:
+    return [replace(example, encoder_states=None) for example in making.make_examples(*arguments, **options)]
+
+
+def in_bfloat16(model, batch, through_encoder):
+    with torch.autocast(model.device.type, torch.bfloat16):
+        return gathering_forced_logits(model, batch, through_encoder).float()
+
+
+gathering_forced_logits = gathering.forced_logits
+IN_ORDER = [
+    (making, "like_lengths", lambda lengths, size: list(range(len(lengths)))),
+    (gathering, "by_length", lambda examples, size: list(examples)),
+]
+ENCODER_AGAIN = [(calibrating, "make_examples", examples_without_states)]
+BETWEEN_POSITIONS = [(KroneckerSums, "update", between_positions)]
+PROJECTED_IN_FLOAT64 = [(gathering, "_projections", projections_in_float64)]
+ROWS: dict[str, list[tuple]] = {
+    "as it is": [],
+    "as it was": [*IN_ORDER, *ENCODER_AGAIN, *BETWEEN_POSITIONS, *PROJECTED_IN_FLOAT64],
+    "batches in the order of the clips": IN_ORDER,
+    "encoder again in every pass": ENCODER_AGAIN,
+    "products between positions": BETWEEN_POSITIONS,
+    "projections in float64": PROJECTED_IN_FLOAT64,
+    "2 draws instead of 4": [(calibrating, "gather_statistics", partial(gathering.gather_statistics, draws=2))],
+    "1 draw": [(calibrating, "gather_statistics", partial(gathering.gather_statistics, draws=1))],
+    "8 draws": [(calibrating, "gather_statistics", partial(gathering.gather_statistics, draws=8))],
+    "bfloat16 passes": [(gathering, "forced_logits", in_bfloat16)],
+}
+
+
+def timed(function: Callable, seconds: list[float]) -> Callable:
+    def run(*arguments, **options):
+        start = time.perf_counter()
+        found = function(*arguments, **options)
+        seconds.append(time.perf_counter() - start)
+        return found
+
+    return run
+
+
+def calibrate(stock, processor, clips, changes: list[tuple], **spoken) -> tuple[Statistics, float, float]:
+    """Statistics, seconds of making examples (transcribing), and of the passes that gather."""
+    transcribing: list[float] = []
+    gathered: list[float] = []
+    with ExitStack() as stack:
+        for target, name, value in changes:
+            stack.enter_context(patch.object(target, name, value))
+        for name, seconds in (("make_examples", transcribing), ("gather_statistics", gathered)):
+            stack.enter_context(patch.object(calibrating, name, timed(getattr(calibrating, name), seconds)))
+        statistics = calibrating.calibrate(stock, clips, processor, encoder=False, **spoken)
+    return statistics, sum(transcribing), sum(gathered)
+
+
+def run(arguments, partial_results: Path) -> list[dict]:
+    stock = WhisperForConditionalGeneration.from_pretrained(arguments.model, dtype=torch.float32).eval()
+    processor = WhisperProcessor.from_pretrained(arguments.model)
+    spoken = {"language": arguments.language} if stock.generation_config.is_multilingual else {}
+    clips = some_minutes(arguments.data / "calibration", MINUTES)
+    size = int((1 - CUT) * cache_size(stock.config).total)
+    conversions = {
+        "kv_rank d/2": {"kv_rank": stock.config.d_model // 2, "refit": False},
+        f"mixed −{CUT:.0%}": {"latent_dtype": "mixed", "cache_bytes": size},
+    }
+    done = {}
+    if partial_results.exists():
+        done = {row["name"]: row for row in map(json.loads, partial_results.read_text().splitlines())}
+    dev = None
+    for name, changes in tqdm(ROWS.items(), unit="calibration"):
+        if name in done or not re.fullmatch(arguments.only, name):
+            continue
+        if dev is None:
+            dev = Dev(stock, processor, arguments.data / "dev", arguments.language, every=1)
+            calibrate(stock, processor, clips[:4], [], **spoken)  # what is slow only once
+        statistics, transcribing, gathered = calibrate(stock, processor, clips, changes, **spoken)
+        row = {"name": name, "transcribing_seconds": transcribing, "gathering_seconds": gathered, "conversions": {}}
+        for conversion, options in conversions.items():
+            model = WhisperMLAForConditionalGeneration.from_whisper(
+                stock, calibration=statistics, processor=processor, force=True, **options
+            )
+            row["conversions"][conversion] = dev.measure(model, same_encoder=True)
+        done[name] = row
+        with open(partial_results, "a") as file:
+            file.write(json.dumps(row) + "\n")
+    return [done[name] for name in ROWS if name in done]
+
+
+def cells(row: dict) -> list[str]:
+    found = [row["name"], f"{row['transcribing_seconds']:.1f}", f"{row['gathering_seconds']:.1f}"]
+    for measured in row["conversions"].values():
+        found += [f"{measured['kl']:.2g}", f"{100 * measured['wer']:.2f}"]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="folder of a stock checkpoint with its processor")
+    parser.add_argument("--data", type=Path, required=True, help="folder with calibration/ and dev/")
+    parser.add_argument("--language", default="en", help="of the audio (default: en)")
+    parser.add_argument("--only", default=".*", help="rows whose whole name matches; the rest on a later run")
+    parser.add_argument("--name", required=True, help="of the result files")
+    arguments = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    rows = run(arguments, RESULTS / f"{arguments.name}.partial.jsonl")
+    columns = ["calibration", "transcribing, s", "gathering, s"]
+    for conversion in rows[0]["conversions"]:
+        columns += [f"{conversion}: KL", "WER %"]
+    note = (
+        f"{arguments.model.name}, float32: {MINUTES} minutes of calibration audio without transcripts, a quarter of "
+        "the clips held out. Each row does one thing differently. Conversions without training or refit, measured on "
+        "dev utterances of other speakers: KL in nats per token, WER with Whisper's basic normaliser."
+    )
+    write_results(arguments.name, note, columns, [cells(row) for row in rows], rows)
+
+
+if __name__ == "__main__":
+    main()
