@@ -127,7 +127,7 @@ def run(arguments, partial_results: Path) -> list[dict]:
         if name in done or not re.fullmatch(arguments.only, name):
             continue
         if dev is None:
-            dev = Dev(stock, processor, arguments.data / "dev", arguments.language, every=1)
+            dev = Dev(stock, processor, arguments.data / "dev", arguments.language, arguments.every)
             calibrate(stock, processor, clips[:4], [], **spoken)  # what is slow only once
         statistics, transcribing, gathered = calibrate(stock, processor, clips, changes, **spoken)
         row = {"name": name, "transcribing_seconds": transcribing, "gathering_seconds": gathered, "conversions": {}}
@@ -154,6 +154,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="folder of a stock checkpoint with its processor")
     parser.add_argument("--data", type=Path, required=True, help="folder with calibration/ and dev/")
     parser.add_argument("--language", default="en", help="of the audio (default: en)")
+    parser.add_argument("--every", type=int, default=1, help="of dev, take every so manyth clip (default: 1)")
     parser.add_argument("--only", default=".*", help="rows whose whole name matches; the rest on a later run")
     parser.add_argument("--name", required=True, help="of the result files")
     arguments = parser.parse_args()
@@ -163,10 +164,11 @@ def main() -> None:
     columns = ["calibration", "transcribing, s", "gathering, s"]
     for conversion in rows[0]["conversions"]:
         columns += [f"{conversion}: KL", "WER %"]
+    utterances = next(iter(rows[0]["conversions"].values()))["utterances"]
     note = (
         f"{arguments.model.name}, float32: {MINUTES} minutes of calibration audio without transcripts, a quarter of "
         "the clips held out. Each row does one thing differently. Conversions without training or refit, measured on "
-        "dev utterances of other speakers: KL in nats per token, WER with Whisper's basic normaliser."
+        f"{utterances} dev utterances of other speakers: KL in nats per token, WER with Whisper's basic normaliser."
     )
     write_results(arguments.name, note, columns, [cells(row) for row in rows], rows)
 

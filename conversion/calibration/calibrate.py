@@ -85,11 +85,10 @@ def calibrate(
     if processor is None:
         raise ConversionError(NO_PROCESSOR)
     model = running_copy(stock)
-    spoken = {"language": language, "task": task}
-    options = {"gradients": gradients, "encoder": encoder, "seed": seed}
+    options: dict[str, Any] = {"gradients": gradients, "encoder": encoder, "seed": seed}
     kept_at = None
     if interrupted is not None:
-        kept_at = InterruptedGathering(interrupted, _identity(clips, fingerprint, held_out, spoken, options))
+        kept_at = InterruptedGathering(interrupted, _identity(clips, fingerprint, language, task, held_out, options))
     windows = windows_of(clips, processor.feature_extractor.n_samples)
     kept = _spread(len(windows), held_out)
     tell = _time_estimate(model, windows, len(windows) - len(kept), options, kept_at)
@@ -103,7 +102,8 @@ def calibrate(
         model,
         processor,
         clips,
-        **spoken,
+        language=language,
+        task=task,
         encode=not encoder,
         transcripts=None if kept_at is None else kept_at.transcripts,
         after_batch=after_batch,
