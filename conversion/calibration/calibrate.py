@@ -93,9 +93,9 @@ def calibrate(
     kept = _spread(len(windows), held_out)
     tell = _time_estimate(model, windows, len(windows) - len(kept), options, kept_at)
 
-    def after_batch(made: list[Example], transcribed: bool, left: int) -> None:
-        tell.after_batch(made, transcribed, left)
-        if kept_at is not None and transcribed:
+    def after_batch(made: list[Example], is_typical: bool, left: int) -> None:
+        tell.after_batch(made, is_typical, left)
+        if kept_at is not None and not kept_at.done:
             kept_at.offer()
 
     examples = make_examples(

@@ -57,8 +57,8 @@ def make_examples(
         batch_size: clips at once, of like lengths.
         encode: keep what the encoder makes of all audio, not only of what it transcribes anyway.
         transcripts: tokens by number of the window, of what was transcribed before; what is transcribed is added.
-        after_batch: called with the examples of a batch, whether the model transcribed them now, and how many windows
-            are still to be transcribed.
+        after_batch: called with the examples of a batch, whether the model transcribed them now if there is anything
+            to transcribe from here on, and how many windows are left.
 
     Returns:
         list[Example]: in the order of the clips. Encoder outputs are kept if all together are below 2 GB.
@@ -86,7 +86,9 @@ def make_examples(
     keeps = 4 * len(pieces) * model.config.max_source_positions * model.config.d_model <= _KEPT
     order = like_lengths([len(samples) for samples, _ in pieces], batch_size)
     examples: dict[int, Example] = {}
-    description = "Transcribing calibration audio" if any(unknown) else "Extracting features"
+    description = (
+        f"{'Transcribing' if any(unknown) else 'Encoding' if encode and keeps else 'Reading'} calibration audio"
+    )
     for start in tqdm(range(0, len(pieces), batch_size), desc=description, unit="batch"):
         chosen = order[start : start + batch_size]
         features = processor.feature_extractor(
@@ -118,6 +120,7 @@ def make_examples(
             tokens = torch.tensor(ids[: model.config.max_target_positions])
             examples[index] = Example(row, tokens, max(prompt, 1), of_audio)
         if after_batch is not None:
-            left = sum(unknown[index] for index in order[start + batch_size :])
-            after_batch([examples[index] for index in chosen], transcribed, left)
+            left = order[start + batch_size :]
+            is_typical = transcribed or not any(unknown[index] for index in left)
+            after_batch([examples[index] for index in chosen], is_typical, len(left))
     return [examples[index] for index in range(len(pieces))]

@@ -61,17 +61,17 @@ class TimeEstimate:
         self._what = f"{utterances} utterances, {passes} {'passes' if passes > 1 else 'pass'}"
         self._begun, self._is_told = clock(), utterances < 2 or not is_progress_bar_enabled()
 
-    def after_batch(self, examples: Sequence[Example], transcribed: bool, left: int) -> None:
+    def after_batch(self, examples: Sequence[Example], is_typical: bool, left: int) -> None:
         """To be called when a batch of examples is made.
 
         Args:
             examples: of the batch.
-            transcribed: the model transcribed them now.
-            left: utterances that are still to be transcribed.
+            is_typical: as much is to be done with those that are left.
+            left: utterances of which no examples are made yet.
         """
         now = self._clock()
         seconds, self._begun = now - self._begun, now
-        if self._is_told or not (transcribed or left == 0):
+        if self._is_told or not is_typical:
             return
         self._is_told = True
         self._rest(examples[0])

@@ -88,15 +88,15 @@ def test_nothing_is_said_of_a_moment_or_where_nobody_looks(clock, monkeypatch):
     lines: list[str] = []
     monkeypatch.setattr(time_estimate, "_WORTH_TELLING", 31)
     tell, taken = estimate(clock, lines)
-    tell.after_batch(["a"], False, 0)
+    tell.after_batch(["a"], True, 0)
     assert not lines and taken == ["a"]
     monkeypatch.setattr(time_estimate, "_WORTH_TELLING", 30)
     tell, _ = estimate(clock, lines)
-    tell.after_batch(["a"], False, 0)
+    tell.after_batch(["a"], True, 0)
     assert len(lines) == 1
     monkeypatch.setattr(time_estimate, "is_progress_bar_enabled", lambda: False)
     tell, taken = estimate(clock, lines)
-    tell.after_batch(["a"], False, 0)
+    tell.after_batch(["a"], True, 0)
     assert len(lines) == 1 and not taken
 
 
