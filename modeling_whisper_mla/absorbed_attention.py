@@ -16,6 +16,13 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 from torch.nn.functional import scaled_dot_product_attention
 
+from .decoding_kernel import attend_once, kernel_serves
+from .kernel_check import kernels_work
+
+# With so few queries PyTorch's fused kernels leave most of a GPU idle: two matrix products are faster, by a lot in
+# float32; in half precision the fused ones are started quicker, which is what counts while steps are not compiled.
+_FEW_QUERIES = 128
+
 
 def absorb_query(query: Tensor, key_up: Tensor) -> Tensor:
     """Move the key up-projection to the query side: `W_UK,h^T q_h`.
@@ -83,8 +90,14 @@ def attend(
         attention_mask = torch.ones(queries, queries, dtype=torch.bool, device=query.device).tril()[None, None]
 
     rows = query.reshape(batch, 1, heads * queries, rank)
+    compiled = torch.compiler.is_compiling()
+    if compiled and not return_weights and (queries == 1 or attention_mask is None):
+        of_positions = None if attention_mask is None else attention_mask[:, 0, 0]
+        if kernel_serves(rows[:, 0], latent, of_positions) and kernels_work(latent.get_device()):
+            return attend_once(rows[:, 0], latent, of_positions).view(batch, heads, queries, rank), None
     latent = latent[:, None]
-    if not return_weights:
+    by_products = query.is_cuda and heads * queries <= _FEW_QUERIES and (compiled or query.dtype == torch.float32)
+    if not return_weights and not by_products:
         if attention_mask is not None and queries > 1:  # the mask's rows, once for every head
             attention_mask = attention_mask.expand(-1, heads, -1, -1).flatten(1, 2)[:, None]
         output = scaled_dot_product_attention(rows, latent, latent, attention_mask, scale=1.0)
@@ -97,4 +110,4 @@ def attend(
         scores = scores + attention_mask
     weights = torch.softmax(scores, dim=-1)
     output = torch.matmul(weights.view(batch, 1, heads * queries, -1), latent)
-    return output.view(batch, heads, queries, rank), weights
+    return output.view(batch, heads, queries, rank), weights if return_weights else None

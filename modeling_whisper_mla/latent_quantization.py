@@ -17,7 +17,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .kernel_check import kernels_work
 from .mixed_quantization import dequantize_mixed, quantize_mixed
+from .packing_kernels import kernels_pack, pack, unpack
 
 _FLOAT16_MAX = 65504.0
 # Values or bytes that are worked on at a time: some audios, and so few that processors' caches hold them.
@@ -38,6 +40,8 @@ def quantize(latent: Tensor, bits: int | Sequence[int], group_size: int) -> Tens
         `R / (2^bits - 1) / 2 + |m| / 2^11` in Euclidean norm. Rotated values beyond float16's ±65504 are cut. A group
         with a NaN or an infinity comes back as NaN.
     """
+    if isinstance(bits, int) and _kernels_serve(latent, latent.shape[-1], group_size):
+        return pack(latent, bits, group_size)
     return _in_parts(lambda part: _quantize(part, bits, group_size), latent)
 
 
@@ -71,6 +75,8 @@ def dequantize(packed: Tensor, width: int, bits: int | Sequence[int], group_size
     Returns:
         Tensor: `[..., width]`.
     """
+    if isinstance(bits, int) and _kernels_serve(packed, width, group_size):
+        return unpack(packed, width, bits, group_size, dtype)
     return _in_parts(lambda part: _dequantize(part, width, bits, group_size, dtype), packed)
 
 
@@ -102,6 +108,10 @@ def round_latent(latent: Tensor, bits: int | Sequence[int], group_size: int) -> 
     packed = quantize(latent.detach(), bits, group_size)
     rounded = dequantize(packed, latent.shape[-1], bits, group_size, latent.dtype)
     return latent + (rounded - latent.detach()) if latent.requires_grad else rounded
+
+
+def _kernels_serve(tensor: Tensor, width: int, group_size: int) -> bool:
+    return kernels_pack(tensor, width, group_size) and kernels_work(tensor.get_device())
 
 
 def _in_parts(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:

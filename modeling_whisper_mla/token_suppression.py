@@ -12,33 +12,40 @@ from transformers import LogitsProcessorList
 from transformers.generation import SuppressTokensAtBeginLogitsProcessor, SuppressTokensLogitsProcessor
 
 
-class SuppressTokens(SuppressTokensLogitsProcessor):
-    """As the class above it, with the same scores."""
+class _KnownTokens:
+    """Beside a processor: the forbidden tokens that the vocabulary has, looked for once, not at every step."""
+
+    known: Tensor | None = None
+
+    def forbid(self, scores: Tensor, tokens: Tensor) -> Tensor:
+        """A copy of `scores` `[rows, vocabulary]` with minus infinity at `tokens` `[n]`; unknown ones are ignored."""
+        if self.known is None or self.known.device != scores.device:
+            tokens = tokens.to(scores.device, torch.long)  # none at all are a tensor of floats
+            self.known = tokens[(tokens >= 0) & (tokens < scores.shape[-1])]
+        return scores.index_fill(-1, self.known, -torch.inf)
+
+
+class SuppressTokens(_KnownTokens, SuppressTokensLogitsProcessor):
+    """As the Transformers class, with the same scores."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """`scores` `[rows, vocabulary]` with minus infinity at the forbidden tokens."""
-        return forbid(scores, self.suppress_tokens)
+        return self.forbid(scores, self.suppress_tokens)
 
 
-class SuppressTokensAtBegin(SuppressTokensAtBeginLogitsProcessor):
-    """As the class above it, with the same scores; after the beginning it does nothing."""
+class SuppressTokensAtBegin(_KnownTokens, SuppressTokensAtBeginLogitsProcessor):
+    """As the Transformers class, with the same scores; after the beginning it does nothing."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """`scores` `[rows, vocabulary]`, at the first token with minus infinity at the forbidden ones."""
-        return forbid(scores, self.begin_suppress_tokens) if input_ids.shape[-1] == self.begin_index else scores
+        is_begin = input_ids.shape[-1] == self.begin_index
+        return self.forbid(scores, self.begin_suppress_tokens) if is_begin else scores
 
 
 _QUICKER = {
     SuppressTokensLogitsProcessor: SuppressTokens,
     SuppressTokensAtBeginLogitsProcessor: SuppressTokensAtBegin,
 }
-
-
-def forbid(scores: Tensor, tokens: Tensor) -> Tensor:
-    """A copy of `scores` `[rows, vocabulary]` with minus infinity at `tokens` `[n]`; unknown ones are ignored."""
-    tokens = tokens.to(scores.device)
-    known = tokens[(tokens >= 0) & (tokens < scores.shape[-1])]
-    return scores.index_fill(-1, known, -torch.inf)
 
 
 def with_quicker_suppression(processors: LogitsProcessorList) -> LogitsProcessorList:
@@ -53,4 +60,4 @@ def with_quicker_suppression(processors: LogitsProcessorList) -> LogitsProcessor
     return replaced
 
 
-__all__ = ["SuppressTokens", "SuppressTokensAtBegin", "forbid", "with_quicker_suppression"]
+__all__ = ["SuppressTokens", "SuppressTokensAtBegin", "with_quicker_suppression"]

@@ -77,6 +77,7 @@ def _generate(model, batch_size: int, num_beams: int, tokens: int, rules: dict[s
             eos_token_id=config.eos_token_id,
             pad_token_id=config.pad_token_id,
             decoder_start_token_id=config.decoder_start_token_id,
+            cache_implementation=model.generation_config.cache_implementation,
         ),
     )
 

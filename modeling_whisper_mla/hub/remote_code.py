@@ -23,6 +23,10 @@ AUTO_MAP = {
 SOURCE_FILES = (
     "configuration_whisper_mla.py",
     "cache_size.py",
+    "kernel_operator.py",
+    "decoding_kernel.py",
+    "packing_kernels.py",
+    "kernel_check.py",
     "absorbed_attention.py",
     "audio_blocks.py",
     "transformers_releases.py",

@@ -18,14 +18,17 @@ _COMPILERS = ("g++", "clang++", "cl")
 def compile_decoding(model: PreTrainedModel, **options: Any) -> PreTrainedModel:
     """Compile the decoding step of a converted model: greedy, sampling and beams, any batch, any position.
 
-    The first two steps after this take half a minute on a CPU, or seconds where PyTorch finds its compiled kernels on
+    On a CPU the first two steps after this take half a minute, or seconds where PyTorch finds its compiled kernels on
     disk; one batch size or number of beams that was 1 and no longer is compiles once more. The encoder, the prompt and
     steps that return attentions or hidden states run as before. What is computed is the same up to rounding.
 
+    On a GPU the cache is allocated at once instead (`cache_implementation="static"` in the generation config), with
+    which Transformers compiles steps itself and replays them as CUDA graphs; not for beams.
+
     Args:
-        model: a Whisper-MLA model in evaluation mode; its `forward` is replaced, by one that a copy of the model would
-            still call for this one: copy first.
-        options: of `torch.compile`, in place of the ones chosen here.
+        model: a Whisper-MLA model in evaluation mode; on a CPU its `forward` is replaced, by one that a copy of the
+            model would still call for this one: copy first.
+        options: of `torch.compile`, in place of the ones chosen here; with them a GPU is treated as a CPU.
 
     Returns:
         PreTrainedModel: `model`.
@@ -43,6 +46,10 @@ def compile_decoding(model: PreTrainedModel, **options: Any) -> PreTrainedModel:
     on_cpu = model.device.type == "cpu"
     if on_cpu and not any(shutil.which(name) for name in (environ.get("CXX"), *_COMPILERS) if name):
         raise RuntimeError(f"compiling on a CPU needs one of {', '.join(_COMPILERS)}. Install one, or do not compile.")
+    if not on_cpu and not options:
+        assert model.generation_config is not None
+        model.generation_config.cache_implementation = "static"
+        return model
     plain = model.forward
     if on_cpu and "backend" not in options:
         options = {"options": _cpu_options(), **options}

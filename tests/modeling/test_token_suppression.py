@@ -25,6 +25,8 @@ def test_scores_are_those_of_transformers(length):
     assert type(stock[0]) is SuppressTokensLogitsProcessor
     for old, new in zip(stock, quicker, strict=True):
         assert torch.equal(new(tokens, scores), old(tokens, scores))
+    nothing = SuppressTokensLogitsProcessor([])
+    assert torch.equal(with_quicker_suppression(LogitsProcessorList([nothing]))[0](tokens, scores), scores)
     assert torch.equal(scores, before)
     assert quicker[1](tokens, scores).isinf().sum() == (4 if length == 4 else 0)
 
