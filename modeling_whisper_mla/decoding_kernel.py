@@ -55,7 +55,7 @@ if triton is not None:
         asked_rows = query + audio * query_audio + row[:, None] * query_row + column
         sums = ()
         for _ in tl.static_range(WIDTH // CHUNK):
-            sums = sums + (tl.zeros([ROWS, CHUNK], tl.float32),)  # noqa: RUF005  # type: ignore[assignment]
+            sums = sums + (tl.zeros([ROWS, CHUNK], tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
         highest = tl.full([ROWS], float("-inf"), tl.float32)
         total = tl.zeros([ROWS], tl.float32)
         end = tl.minimum(positions, (part + 1) * part_length)
@@ -83,7 +83,7 @@ if triton is not None:
             new = ()
             for chunk in tl.static_range(WIDTH // CHUNK):
                 values = tl.load(block + chunk * CHUNK, mask=(position < end)[:, None], other=0.0)
-                new = new + (tl.dot(shares, values, sums[chunk] * kept[:, None]),)  # noqa: RUF005  # type: ignore[assignment]
+                new = new + (tl.dot(shares, values, sums[chunk] * kept[:, None]),)  # type: ignore[assignment]  # noqa: RUF005
             sums = new
         share = tl.where(total > 0, 1.0 / tl.where(total > 0, total, 1.0), 0.0)
         place = (audio * tl.num_programs(1) + part) * rows + row
