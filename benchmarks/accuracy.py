@@ -150,7 +150,9 @@ def run(data: Path, partial: Path) -> tuple[dict, list[dict]]:
     dev = Dev(stock, processor, data / "dev")
     reference = dev.measure(stock, same_encoder=True)
     clips = read_clips(data / "calibration")
-    statistics, with_text = (calibrate(stock, each, processor, language="en") for each in (without_text(clips), clips))
+    statistics, with_text = (
+        calibrate(stock, each, processor, language="en", encoder=True) for each in (without_text(clips), clips)
+    )
     done = {}
     if partial.exists():
         done = {row["key"]: row for row in map(json.loads, partial.read_text().splitlines())}

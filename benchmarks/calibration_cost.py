@@ -4,7 +4,8 @@
 
 MODEL is a stock checkpoint with its processor, SPEECH a folder with `calibration` and `dev`, folders of audio with
 metadata.csv. Every row calibrates on the same five minutes of `calibration`, without its transcripts, one thing done
-differently; two conversions from each are measured on `dev`. An interrupted run continues from `NAME.partial.jsonl`.
+differently; two conversions from each are measured on `dev`, unless it does the same in another way. An interrupted run
+continues from `NAME.partial.jsonl`. `--seconds` times all rows instead, in one call, on two minutes of audio.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from unittest.mock import patch
 import torch
 import transformers
 from accuracy_real import Dev, some_minutes
-from result_files import RESULTS, write_results
+from result_files import RESULTS, environment, write_results
 from tqdm import tqdm
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
@@ -33,7 +34,7 @@ from whisper_mla.conversion.calibration import make_examples as making
 from whisper_mla.conversion.calibration.kronecker import KroneckerSums
 from whisper_mla.conversion.calibration.statistics import Statistics
 
-MINUTES = 5
+MINUTES, TIMED_MINUTES = 5, 2
 CUT = 0.97
 
 
@@ -59,6 +60,10 @@ def examples_without_states(*arguments, **options) -> list:
     return [replace(example, encoder_states=None) for example in making.make_examples(*arguments, **options)]
 
 
+def reseeded(model, examples, *, seed: int, **options):
+    return gathering.gather_statistics(model, examples, seed=seed + 1, **options)
+
+
 def in_bfloat16(model, batch, through_encoder):
     with torch.autocast(model.device.type, torch.bfloat16):
         return gathering_forced_logits(model, batch, through_encoder).float()
@@ -79,11 +84,26 @@ ROWS: dict[str, list[tuple]] = {
     "encoder again in every pass": ENCODER_AGAIN,
     "products between positions": BETWEEN_POSITIONS,
     "projections in float64": PROJECTED_IN_FLOAT64,
+    "encoder self-attention too": [(calibrating, "calibrate", partial(calibrating.calibrate, encoder=True))],
     "2 draws instead of 4": [(calibrating, "gather_statistics", partial(gathering.gather_statistics, draws=2))],
+    "as it is, other random numbers": [
+        (calibrating, "gather_statistics", partial(reseeded, draws=4)),
+    ],
+    "2 draws instead of 4, other random numbers": [
+        (calibrating, "gather_statistics", partial(reseeded, draws=2)),
+    ],
     "1 draw": [(calibrating, "gather_statistics", partial(gathering.gather_statistics, draws=1))],
-    "8 draws": [(calibrating, "gather_statistics", partial(gathering.gather_statistics, draws=8))],
     "bfloat16 passes": [(gathering, "forced_logits", in_bfloat16)],
 }
+
+# The same sums but for rounding and for the order of random numbers, or of more: timed only.
+SAME = (
+    "batches in the order of the clips",
+    "encoder again in every pass",
+    "products between positions",
+    "projections in float64",
+    "encoder self-attention too",
+)
 
 
 def timed(function: Callable, seconds: list[float]) -> Callable:
@@ -105,15 +125,30 @@ def calibrate(stock, processor, clips, changes: list[tuple], **spoken) -> tuple[
             stack.enter_context(patch.object(target, name, value))
         for name, seconds in (("make_examples", transcribing), ("gather_statistics", gathered)):
             stack.enter_context(patch.object(calibrating, name, timed(getattr(calibrating, name), seconds)))
-        statistics = calibrating.calibrate(stock, clips, processor, encoder=False, **spoken)
+        statistics = calibrating.calibrate(stock, clips, processor, **spoken)
     return statistics, sum(transcribing), sum(gathered)
 
 
+def load(folder: Path, data: Path, language: str, minutes: float) -> tuple:
+    """The stock model, its processor, clips, and arguments of calibration."""
+    stock = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    spoken = {"language": language} if stock.generation_config.is_multilingual else {}
+    return stock, WhisperProcessor.from_pretrained(folder), some_minutes(data / "calibration", minutes), spoken
+
+
+def time_rows(arguments, times: Path) -> None:
+    """Seconds of all rows that differ in what they do, one after the other."""
+    stock, processor, clips, spoken = load(arguments.model, arguments.data, arguments.language, TIMED_MINUTES)
+    calibrate(stock, processor, clips[:4], [], **spoken)  # what is slow only once
+    found = {}
+    for name, changes in tqdm(ROWS.items(), unit="calibration"):
+        if not name.endswith("other random numbers"):
+            found[name] = calibrate(stock, processor, clips, changes, **spoken)[1:]
+    times.write_text(json.dumps({**environment(), "seconds": found}))
+
+
 def run(arguments, partial_results: Path) -> list[dict]:
-    stock = WhisperForConditionalGeneration.from_pretrained(arguments.model, dtype=torch.float32).eval()
-    processor = WhisperProcessor.from_pretrained(arguments.model)
-    spoken = {"language": arguments.language} if stock.generation_config.is_multilingual else {}
-    clips = some_minutes(arguments.data / "calibration", MINUTES)
+    stock, processor, clips, spoken = load(arguments.model, arguments.data, arguments.language, MINUTES)
     size = int((1 - CUT) * cache_size(stock.config).total)
     conversions = {
         "kv_rank d/2": {"kv_rank": stock.config.d_model // 2, "refit": False},
@@ -124,13 +159,11 @@ def run(arguments, partial_results: Path) -> list[dict]:
         done = {row["name"]: row for row in map(json.loads, partial_results.read_text().splitlines())}
     dev = None
     for name, changes in tqdm(ROWS.items(), unit="calibration"):
-        if name in done or not re.fullmatch(arguments.only, name):
+        if name in done or name in SAME or not re.fullmatch(arguments.only, name):
             continue
-        if dev is None:
-            dev = Dev(stock, processor, arguments.data / "dev", arguments.language, arguments.every)
-            calibrate(stock, processor, clips[:4], [], **spoken)  # what is slow only once
-        statistics, transcribing, gathered = calibrate(stock, processor, clips, changes, **spoken)
-        row = {"name": name, "transcribing_seconds": transcribing, "gathering_seconds": gathered, "conversions": {}}
+        dev = dev or Dev(stock, processor, arguments.data / "dev", arguments.language, arguments.every)
+        statistics, *_ = calibrate(stock, processor, clips, changes, **spoken)
+        row: dict = {"name": name, "conversions": {}}
         for conversion, options in conversions.items():
             model = WhisperMLAForConditionalGeneration.from_whisper(
                 stock, calibration=statistics, processor=processor, force=True, **options
@@ -139,14 +172,15 @@ def run(arguments, partial_results: Path) -> list[dict]:
         done[name] = row
         with open(partial_results, "a") as file:
             file.write(json.dumps(row) + "\n")
-    return [done[name] for name in ROWS if name in done]
+    return [done.get(name, {"name": name, "conversions": {}}) for name in ROWS if name in done or name in SAME]
 
 
-def cells(row: dict) -> list[str]:
-    found = [row["name"], f"{row['transcribing_seconds']:.1f}", f"{row['gathering_seconds']:.1f}"]
+def cells(row: dict, seconds: dict[str, list[float]]) -> list[str]:
+    found = [row["name"], *(f"{number:.1f}" for number in seconds.get(row["name"], []))]
+    found += ["–"] * (3 - len(found))
     for measured in row["conversions"].values():
         found += [f"{measured['kl']:.2g}", f"{100 * measured['wer']:.2f}"]
-    return found
+    return found + ["–"] * (7 - len(found))
 
 
 def main() -> None:
@@ -156,21 +190,32 @@ def main() -> None:
     parser.add_argument("--language", default="en", help="of the audio (default: en)")
     parser.add_argument("--every", type=int, default=1, help="of dev, take every so manyth clip (default: 1)")
     parser.add_argument("--only", default=".*", help="rows whose whole name matches; the rest on a later run")
+    parser.add_argument("--seconds", action="store_true", help="time all rows, which the next run without it tells")
     parser.add_argument("--name", required=True, help="of the result files")
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    times = RESULTS / f"{arguments.name}.seconds.partial.jsonl"
+    if arguments.seconds:
+        time_rows(arguments, times)
+        return
     rows = run(arguments, RESULTS / f"{arguments.name}.partial.jsonl")
+    timed_at = json.loads(times.read_text()) if times.exists() else {"seconds": {}}
+    measured = next(row["conversions"] for row in rows if row["conversions"])
     columns = ["calibration", "transcribing, s", "gathering, s"]
-    for conversion in rows[0]["conversions"]:
+    for conversion in measured:
         columns += [f"{conversion}: KL", "WER %"]
-    utterances = next(iter(rows[0]["conversions"].values()))["utterances"]
+    utterances = next(iter(measured.values()))["utterances"]
     note = (
         f"{arguments.model.name}, float32: {MINUTES} minutes of calibration audio without transcripts, a quarter of "
         "the clips held out. Each row does one thing differently. Conversions without training or refit, measured on "
-        f"{utterances} dev utterances of other speakers: KL in nats per token, WER with Whisper's basic normaliser."
+        f"{utterances} dev utterances of other speakers: KL in nats per token, WER with Whisper's basic normaliser. "
+        f"Seconds: of {TIMED_MINUTES} minutes, all rows in one call with `--seconds`, {timed_at.get('threads', '–')} "
+        f"thread(s), {timed_at.get('device', '–')}. –: not measured; what is only timed computes the same but for "
+        "rounding and the order of random numbers."
     )
-    write_results(arguments.name, note, columns, [cells(row) for row in rows], rows)
+    lines = [cells(row, timed_at["seconds"]) for row in rows]
+    write_results(arguments.name, note, columns, lines, {"rows": rows, "timed": timed_at})
 
 
 if __name__ == "__main__":

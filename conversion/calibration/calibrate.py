@@ -42,7 +42,7 @@ def calibrate(
     task: str | None = None,
     held_out: float = HELD_OUT,
     gradients: bool = True,
-    encoder: bool = True,
+    encoder: bool = False,
     seed: int = 0,
     interrupted: str | os.PathLike | None = None,
 ) -> Statistics:
@@ -57,7 +57,7 @@ def calibrate(
         held_out: share of the clips that is kept apart to measure conversions on, evenly spread; at least one clip,
             unless there is only one.
         gradients: gather the Fisher information, for `method="fisher"`.
-        encoder: gather statistics of encoder self-attention.
+        encoder: gather statistics of encoder self-attention too, for `audio_kv_rank`; takes several times as long.
         seed: of the random projections behind the Fisher information.
         interrupted: a file where transcripts and sums are kept every half minute; if it exists, is of the same model,
             audio and options, the run goes on from there, to the same statistics. It is removed at the end.

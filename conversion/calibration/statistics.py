@@ -97,7 +97,8 @@ class Statistics:
         name = input_name(latent.attentions[0])
         missing = [key for key in latent.attentions if key not in self.queries]
         if missing or name not in self.inputs:
-            raise ValueError(f"The statistics do not cover {latent.name}: calibrate this model again.")
+            remedy = ", with encoder=True (--encoder)" if latent.in_encoder else ""
+            raise ValueError(f"The statistics do not cover {latent.name}: calibrate this model again{remedy}.")
         of_input = self.inputs[name]
         query = torch.stack([self.queries[attention] for attention in latent.attentions])
         return Moments(of_input.count, of_input.mean, of_input.covariance, query, of_input.gradient, of_input.kronecker)

@@ -200,8 +200,12 @@ def calibrate_command(
         bool, typer.Option("--fisher/--no-fisher", help="Gather gradients too, for --method fisher.")
     ] = True,
     encoder: Annotated[
-        bool, typer.Option("--encoder/--no-encoder", help="Gather for encoder self-attention too.")
-    ] = True,
+        bool,
+        typer.Option(
+            "--encoder/--no-encoder",
+            help="Gather for encoder self-attention too, for --audio-kv-rank; takes several times as long.",
+        ),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT.")] = False,
     revision: Revision = None,
 ):

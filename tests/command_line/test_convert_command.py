@@ -32,7 +32,7 @@ def recordings(clips, tmp_path_factory):
 @pytest.fixture(scope="module")
 def calibrated(digits_folder, recordings, tmp_path_factory):
     path = tmp_path_factory.mktemp("statistics") / "digits.safetensors"
-    result = run("calibrate", digits_folder, recordings, "--output", path, "--language", "en")
+    result = run("calibrate", digits_folder, recordings, "--output", path, "--language", "en", "--encoder")
     return path, result
 
 
@@ -53,7 +53,7 @@ def test_calibrate_options(digits_folder, clips, tmp_path, monkeypatch):
     monkeypatch.setattr(time_estimate, "is_progress_bar_enabled", lambda: True)
     output = tmp_path / "new" / "plain.safetensors"
     files = [clips[name]["path"] for name in ("clip00", "clip01", "clip02")]
-    options = ["--no-fisher", "--no-encoder", "--held-out", "0"]
+    options = ["--no-fisher", "--held-out", "0"]
     result = run("calibrate", digits_folder, *files, "--output", output, *options)
     assert re.search(r"Calibration: 3 utterances, 2 passes, about \d+ s on this machine\n", result.stderr)
     assert "on this machine" not in result.stdout

@@ -26,4 +26,4 @@ def clip_paths(clips):
 @pytest.fixture(scope="session")
 def digits_statistics(digits, processor, clip_paths):
     """Of eight clips, two of them held out."""
-    return calibrate(digits, clip_paths[:8], processor, language="en")
+    return calibrate(digits, clip_paths[:8], processor, language="en", encoder=True)
