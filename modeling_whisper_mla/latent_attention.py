@@ -11,6 +11,9 @@ from .latent_quantization import dequantize, quantize, round_latent
 from .token_times import AlignmentHeads
 from .transformers_releases import strict_forward
 
+# Bytes of latents in half precision that may stand in float32 at a time for the weights of alignment heads.
+_FLOAT32_BYTES = 32 * 2**20
+
 
 class WhisperMLAAttention(WhisperAttention):
     """Multi-head latent attention: what is cached per position is one latent, the same for keys, values and all heads.
@@ -148,16 +151,19 @@ class WhisperMLAAttention(WhisperAttention):
         return stored[:, 0] if bits is None else dequantize(stored[:, 0], self.rank, bits, group_size, dtype)
 
     def _weights(self, query: Tensor, latent: Tensor, heads: list[int]) -> Tensor:
-        """Attention weights of some heads: float32 `[rows, len(heads), T, positions]`."""
-        query = query[:, heads]
+        """Attention weights of some heads: float32 `[rows, len(heads), T, positions]`.
+
+        Scores are computed in float32: rounded to half precision they would move the times that weights tell.
+        """
+        query = query[:, heads].float()
         if is_plain_linear(self.k_proj):
             weight = self.k_proj.weight.unflatten(0, (-1, self.head_dim))[heads].flatten(0, 1)
-            rows = absorb_query(query, weight).flatten(1, 2)  # all heads as queries on one latent: no copy of it
-            scores = torch.matmul(rows, latent.transpose(1, 2)).unflatten(1, (len(heads), -1))
+            rows = absorb_query(query, weight.float()).flatten(1, 2)  # all heads as queries on one latent
+            scores = _products_in_float32(rows, latent).unflatten(1, (len(heads), -1))
         else:
             key = self.k_proj(latent).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            scores = query @ key[:, heads].transpose(2, 3)
-        return scores.float().softmax(dim=-1)
+            scores = query @ key[:, heads].float().transpose(2, 3)
+        return scores.softmax(dim=-1, dtype=torch.float32)
 
     def _absorbed(self, query: Tensor, latent: Tensor, attention_mask, **kwargs) -> tuple[Tensor, Tensor | None]:
         eager = self.config._attn_implementation in (None, "eager")
@@ -184,6 +190,16 @@ class WhisperMLAAttention(WhisperAttention):
             **kwargs,
         )
         return output.reshape(rows, query.shape[2], -1), weights
+
+
+def _products_in_float32(query: Tensor, latent: Tensor) -> Tensor:
+    """`[rows, T, rank]` in float32 times `[rows, positions, rank]` of any dtype, of which only some rows are in float32
+    at a time."""
+    if latent.dtype == torch.float32:
+        return torch.matmul(query, latent.transpose(1, 2))
+    together = max(1, _FLOAT32_BYTES // (4 * latent[0].numel()))
+    parts = zip(query.split(together), latent.split(together), strict=True)
+    return torch.cat([torch.matmul(part, rows.float().transpose(1, 2)) for part, rows in parts])
 
 
 def is_plain_linear(module: nn.Module) -> bool:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.modeling.test_generation import assert_same, generate, one
-from whisper_mla import WhisperMLAForConditionalGeneration
+from whisper_mla import WhisperMLAForConditionalGeneration, latent_attention
 from whisper_mla.token_times import AlignmentHeads
 
 pytestmark = pytest.mark.usefixtures("encode_once")
@@ -116,7 +116,27 @@ def test_times_in_half_precision_are_finite_and_close(exact, speech, fresh, dtyp
     found = generate(model, **one(speech), **TIMES)
     assert torch.equal(found["sequences"], expected["sequences"])
     assert torch.isfinite(found["token_timestamps"]).all() and (found["token_timestamps"] >= 0).all()
-    assert (found["token_timestamps"] - expected["token_timestamps"]).abs().max() <= 0.0601  # three frames
+    assert (found["token_timestamps"] - expected["token_timestamps"]).abs().max() <= 0.0201  # one frame
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("hooks", [False, True])
+def test_scores_of_half_precision_are_not_rounded(exact, fresh, dtype, hooks, monkeypatch):
+    attention = fresh(exact).to(dtype).model.decoder.layers[1].encoder_attn
+    if hooks:
+        attention.k_proj.register_forward_hook(lambda module, args, output: None)
+    generator = torch.Generator().manual_seed(0)
+    query, latent = (torch.randn(shape, generator=generator).to(dtype) for shape in ((5, 4, 2, 64), (5, 30, 256)))
+    key = latent.double() @ attention.k_proj.weight.double().T if not hooks else attention.k_proj(latent).double()
+    key = key.unflatten(-1, (-1, 64)).transpose(1, 2)[:, [3, 1]]
+    scores = query[:, [3, 1]].double() @ key.transpose(2, 3)
+    assert scores.std() > 1
+    weights = [attention._weights(query, latent, [3, 1])]
+    monkeypatch.setattr(latent_attention, "_FLOAT32_BYTES", 2 * 30 * 256 * 4)  # of two audios of the five
+    weights.append(attention._weights(query, latent, [3, 1]))
+    for found in weights:
+        assert found.dtype == torch.float32 and found.shape == (5, 2, 2, 30)
+        assert torch.allclose(found.log(), scores.softmax(-1).log().float(), atol=1e-4, rtol=0)
 
 
 def test_rows_of_a_sequence():
