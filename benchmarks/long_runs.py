@@ -3,10 +3,12 @@
     python benchmarks/long_runs.py MODEL SPEECH.flac
 
 Resident memory is noted while they run; greedy, float32, the exact conversion with its defaults for fallback. The hour
-is the speech over and over.
+is the speech over and over. One run alone is asked for with `--only`; those made before are kept in
+`NAME.partial.jsonl`, and the tables are written from all.
 """
 
 import argparse
+import json
 import threading
 import time
 from pathlib import Path
@@ -16,7 +18,7 @@ import psutil
 import soundfile
 import torch
 import transformers
-from result_files import write_results
+from result_files import RESULTS, write_results
 from rich.progress import track
 from transformers import AutoProcessor
 
@@ -96,6 +98,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--concurrent", type=int, default=8, help="threads on one model")
+    parser.add_argument("--only", choices=("threads", "requests", "hour"), help="one run (default: all)")
     parser.add_argument("--name", default="long_runs")
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
@@ -105,11 +108,20 @@ def main() -> None:
         parser.error(f"{arguments.speech}: {rate} Hz, not {SAMPLING_RATE}.")
     model = WhisperMLAForConditionalGeneration.from_whisper(arguments.model, dtype=torch.float32)
     transcriber = Transcriber(model, AutoProcessor.from_pretrained(arguments.model))
-    found = [
-        many_threads(transcriber, samples, arguments.concurrent),
-        many_requests(transcriber, samples, arguments.requests),
-        one_long_file(transcriber, samples, arguments.minutes),
-    ]
+    runs = {
+        "threads": lambda: many_threads(transcriber, samples, arguments.concurrent),
+        "requests": lambda: many_requests(transcriber, samples, arguments.requests),
+        "hour": lambda: one_long_file(transcriber, samples, arguments.minutes),
+    }
+    partial = RESULTS / f"{arguments.name}.partial.jsonl"
+    done = {}
+    if arguments.only and partial.exists():
+        done = {row["run"]: row for row in map(json.loads, partial.read_text().splitlines())}
+    for name in [arguments.only] if arguments.only else runs:
+        done[name] = {"run": name, **runs[name](), "threads": torch.get_num_threads()}
+        partial.write_text("".join(json.dumps(row) + "\n" for row in done.values()))
+        print(done[name], flush=True)
+    found = [done[name] for name in runs if name in done]
     rows = [
         [r["what"], f"{r['begin_mb']:,.0f}", f"{r['end_mb']:,.0f}", f"{r['seconds']:,.0f}", r["note"]] for r in found
     ]
