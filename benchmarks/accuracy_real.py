@@ -55,6 +55,11 @@ def jobs(width: int) -> dict[str, dict]:
         "int8 weights, int8 latents": {"weights": "int8", "latent_dtype": "int8", **BY_WEIGHTS},
         "int8": {"latent_dtype": "int8", **BY_WEIGHTS},
         "int4": {"latent_dtype": "int4", **BY_WEIGHTS},
+        **{
+            f"{dtype}, groups of {size}": {"latent_dtype": dtype, "latent_group_size": size, **BY_WEIGHTS}
+            for dtype in ("int8", "int4")
+            for size in (32, 64)
+        },
         "int4 of the text only": {"latent_dtype": ["int4", None], **BY_WEIGHTS},
         "int4 of the audio only": {"latent_dtype": [None, "int4"], **BY_WEIGHTS},
         "int8 of the text, int4 of the audio": {"latent_dtype": ["int8", "int4"], **BY_WEIGHTS},

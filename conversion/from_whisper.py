@@ -28,7 +28,7 @@ def from_whisper(
     audio_kv_rank: int | list[int] | None = None,
     cross_cache: str = "latent",
     latent_dtype: str | list[str | None] | None = None,
-    latent_group_size: int = 32,
+    latent_group_size: int | None = None,
     preset: str | None = None,
     method: str | None = None,
     calibration: Any = None,
@@ -58,7 +58,7 @@ def from_whisper(
         cross_cache: "latent", or "key_value" for stock cross-attention.
         latent_dtype: of cached latents, see `WhisperMLAConfig`: "int8", "int4", or two for text and audio; None: the
             model's; "auto": chosen with the ranks under a budget; "mixed": bits by direction, see `choose_bits`.
-        latent_group_size: values that are rounded together.
+        latent_group_size: values rounded together; None: 64 for int8 of given ranks that it divides, else 32.
         preset: instead of ranks and `latent_dtype`: a name of `PRESETS`, see `with_preset`.
         method: how low-rank projections are found, see `METHODS`; None: "fisher". Named, without calibration, the
             result is not measured.
@@ -91,8 +91,8 @@ def from_whisper(
     """
     started = time.monotonic()
     fields: dict[str, Any] = {"kv_rank": kv_rank, "cross_kv_rank": cross_kv_rank, "audio_kv_rank": audio_kv_rank}
-    fields |= {"cross_kv_shared": cross_kv_shared, "cross_cache": cross_cache}
-    fields |= {"latent_dtype": latent_dtype, "latent_group_size": latent_group_size}
+    fields |= {"cross_kv_shared": cross_kv_shared, "cross_cache": cross_cache, "latent_dtype": latent_dtype}
+    fields |= {} if latent_group_size is None else {"latent_group_size": latent_group_size}
     budget = Budget(cache_cut, cache_bytes, max_kl, rank_multiple, min_rank, max_rank)
     audio = {"calibration": calibration, "processor": processor, "language": language, "task": task}
     how = {"refit": refit, "sequential": sequential, "force": force}

@@ -106,6 +106,8 @@ class Plan:
         loading = dict(others)
         options = method_options(method, loading)
         fields = {"method": method, "options": options, "calibration": calibration, "loading": loading}
+        if budget.is_given:  # its ranks are multiples of the size: larger groups would bind them more
+            latent_fields = {"latent_group_size": 32, **latent_fields}
         if latent_fields.get("latent_dtype") == CHOSEN:
             latent_fields, fields["chooses_rounding"] = {**latent_fields, "latent_dtype": "int4"}, True
         elif latent_fields.get("latent_dtype") == MIXED:

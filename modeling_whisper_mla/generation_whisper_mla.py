@@ -49,7 +49,7 @@ class LatentCacheMixin:
         """As in Transformers. A cache may be given as `cache` or `past_key_values`, whatever the release.
 
         `cache_implementation="quantized"` decodes as if the model had been loaded with a `latent_dtype`; `cache_config`
-        may then say `nbits` (4 or 8; default 4) and `q_group_size` (default 32).
+        may then say `nbits` (4 or 8; default 4) and `q_group_size` (default: as `fitting_group_size` says).
 
         Raises:
             RuntimeError: the installed Transformers is outside of the tested range and does not decode rightly.

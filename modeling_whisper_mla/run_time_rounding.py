@@ -15,7 +15,9 @@ from .latent_attention import WhisperMLAAttention
 
 QUANTIZED = "quantized"
 _DTYPES = {bits: dtype for dtype, bits in LATENT_BITS.items()}
-_DEFAULTS = {"nbits": 4, "q_group_size": 32}
+# Keys of `cache_config` and what they are where left out; None: what fits, see `WhisperMLAConfig.fitting_group_size`.
+_DEFAULTS = {"nbits": 4, "q_group_size": None}
+_EXAMPLE = {"nbits": 4, "q_group_size": 32}
 
 
 def rounded_at_run_time(model: PreTrainedModel, arguments: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -54,12 +56,12 @@ def rounded_at_run_time(model: PreTrainedModel, arguments: dict[str, Any]) -> tu
 
 def _read(cache_config: Any) -> dict[str, Any]:
     if not isinstance(cache_config, Mapping):
-        raise ValueError(f"cache_config={cache_config!r}: expected a dictionary, such as {_DEFAULTS}.")
+        raise ValueError(f"cache_config={cache_config!r}: expected a dictionary, such as {_EXAMPLE}.")
     unknown = sorted(set(cache_config) - set(_DEFAULTS))
     if unknown:
         raise ValueError(
             f"cache_config has {unknown[0]!r}: latents are quantised by this model itself, which knows "
-            f"{', '.join(_DEFAULTS)} (default: {_DEFAULTS})."
+            f"{', '.join(_DEFAULTS)}, as in {_EXAMPLE}."
         )
     values = {**_DEFAULTS, **cache_config}
     if values["nbits"] not in _DTYPES:
@@ -67,13 +69,13 @@ def _read(cache_config: Any) -> dict[str, Any]:
     return {"latent_dtype": _DTYPES[values["nbits"]], "latent_group_size": values["q_group_size"]}
 
 
-def with_latent_dtype(model: PreTrainedModel, latent_dtype: str, latent_group_size: int) -> PreTrainedModel:
+def with_latent_dtype(model: PreTrainedModel, latent_dtype: str, latent_group_size: int | None) -> PreTrainedModel:
     """The same layers as a model that rounds its latents; what is done to their weights is done to both.
 
     Args:
         model: a Whisper-MLA model with latents in its own dtype.
         latent_dtype: "int8" or "int4".
-        latent_group_size: values that are rounded together.
+        latent_group_size: values that are rounded together; None: `WhisperMLAConfig.fitting_group_size`.
 
     Raises:
         ValueError: latents are rounded already, the group size does not fit, or forwards were replaced.
@@ -84,8 +86,8 @@ def with_latent_dtype(model: PreTrainedModel, latent_dtype: str, latent_group_si
             f"(latent_dtype={model.config.latent_dtype!r}). Leave it out."
         )
     config = copy.deepcopy(model.config)
-    config.latent_group_size = latent_group_size
     config.latent_dtype = latent_dtype if config.cross_cache == "latent" else [latent_dtype, None]
+    config.latent_group_size = config.fitting_group_size if latent_group_size is None else latent_group_size
     config._check_latent_dtype()
     shared: dict[int, Any] = {id(model.config): config}
     for name, module in model.named_modules():

@@ -84,6 +84,13 @@ def convert(
             show_default=False,
         ),
     ] = None,
+    latent_group_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Values that --latent-dtype rounds together, a power of two; default: 64 for int8, else 32.",
+            show_default=False,
+        ),
+    ] = None,
     preset: Annotated[
         str | None,
         typer.Option(

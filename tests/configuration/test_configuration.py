@@ -84,6 +84,46 @@ def test_json_round_trip(tmp_path):
     assert WhisperMLAConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
 
 
+@pytest.mark.parametrize(
+    ("fields", "size"),
+    [
+        ({"latent_dtype": "int8"}, 64),
+        ({"latent_dtype": ["int8", None], "cross_kv_rank": 100}, 64),
+        ({"latent_dtype": "int8", "kv_rank": [64, 128, 192, 384], "cross_kv_rank": 64}, 64),
+        ({"latent_dtype": "int8", "kv_rank": [64, 96, 64, 64]}, 32),
+        ({"latent_dtype": "int8", "cross_kv_rank": 32}, 32),
+        ({"latent_dtype": "int4"}, 32),
+        ({"latent_dtype": ["int8", "int4"]}, 32),
+        ({}, 32),
+        (MIXED, 32),
+    ],
+    ids=str,
+)
+def test_groups_that_fit(fields, size):
+    assert WhisperMLAConfig(**fields).fitting_group_size == size
+
+
+def test_checkpoints_keep_their_groups_and_exact_ones_get_those_that_fit(tmp_path):
+    for name, fields in {"old": {"latent_dtype": "int8"}, "exact": {}}.items():
+        config = WhisperMLAConfig(**fields)
+        assert config.latent_group_size == 32  # what was rounded before there was a choice
+        config.save_pretrained(tmp_path / name)
+    path = tmp_path / "old" / "config.json"
+    assert WhisperMLAConfig.from_pretrained(tmp_path / "old").latent_group_size == 32
+    assert WhisperMLAConfig.from_pretrained(tmp_path / "old", latent_dtype="int8").latent_group_size == 32
+    saved = json.loads(path.read_text())
+    del saved["latent_group_size"]
+    path.write_text(json.dumps(saved))
+    assert WhisperMLAConfig.from_pretrained(tmp_path / "old").latent_group_size == 32
+    sizes = {
+        dtype: WhisperMLAConfig.from_pretrained(tmp_path / "exact", latent_dtype=dtype).latent_group_size
+        for dtype in ("int8", "int4", None)
+    }
+    assert sizes == {"int8": 64, "int4": 32, None: 32}
+    given = WhisperMLAConfig.from_pretrained(tmp_path / "exact", latent_dtype="int8", latent_group_size=16)
+    assert (given.latent_dtype, given.latent_group_size) == ("int8", 16)
+
+
 def test_fields_survive_the_text_config_and_deepcopy():
     config = WhisperMLAConfig(kv_rank=[10, 20, 30, 40], cross_kv_rank=7)
     for other in (config.get_text_config(decoder=True), copy.deepcopy(config)):

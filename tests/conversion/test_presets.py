@@ -14,6 +14,22 @@ def test_what_a_preset_stands_for(preset, latent_dtype):
     assert (config.latent_dtype, config.kv_rank, config.cross_kv_rank) == (latent_dtype, None, None)
 
 
+@pytest.mark.parametrize(
+    ("fields", "size"),
+    [
+        ({"latent_dtype": "int8"}, 64),
+        ({"preset": "near-lossless"}, 64),
+        ({"latent_dtype": "int8", "kv_rank": 32}, 32),
+        ({"latent_dtype": "int8", "latent_group_size": 32}, 32),
+        ({"latent_dtype": ["int8", "int4"]}, 32),
+        ({"latent_dtype": "int4", "latent_group_size": 64}, 64),
+    ],
+    ids=str,
+)
+def test_values_that_are_rounded_together(fields, size):
+    assert from_whisper(random_whisper(d_model=64), **fields).config.latent_group_size == size
+
+
 def test_every_preset_is_one_of_those_above():
     assert list(PRESETS) == ["lossless", "near-lossless", "small", "smallest"]
     assert PRESETS["smallest"] == {"latent_dtype": "mixed"}

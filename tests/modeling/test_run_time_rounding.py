@@ -52,7 +52,10 @@ def test_what_is_held_is_packed(exact, rounded, speech):
 
     sizes = {bits: held(exact, **ask(bits)) for bits in (8, 4)}
     assert sizes == {bits: held(rounded[bits]) for bits in (8, 4)}
-    assert sizes[4] < sizes[8] < held(exact)
+    whole = held(exact) / 2  # in 16 bits
+    assert sizes == {8: whole * 8.5 / 16, 4: whole * 5 / 16}
+    by_32 = {"cache_implementation": "quantized", "cache_config": {"nbits": 8, "q_group_size": 32}}
+    assert held(exact, **by_32) == whole * 9 / 16
 
 
 def test_by_the_generation_config_and_the_pipeline(exact, rounded, processor, clips, fresh, speech):
