@@ -125,8 +125,8 @@ def main(
 class Server:
     """A started vLLM and what it said of its cache."""
 
-    def __init__(self, url: str, log: str):
-        self.url = url
+    def __init__(self, url: str, log: str, process: int):
+        self.url, self.process = url, process
         found = re.search(
             r"KV cache size: ([\d,]+) tokens, Maximum concurrency for [\d,]+ tokens per request: ([\d.]+)x", log
         )
@@ -167,7 +167,7 @@ def served(folder: str, cache_bytes: int, dtype: str):
         # It listens shortly after it has said so.
         with httpx.Client(transport=httpx.HTTPTransport(retries=6), timeout=60) as client:
             client.get(f"http://127.0.0.1:{port}/health").raise_for_status()
-        yield Server(f"http://127.0.0.1:{port}/v1", "".join(log))
+        yield Server(f"http://127.0.0.1:{port}/v1", "".join(log), process.pid)
     finally:
         process.terminate()
         process.wait(timeout=60)

@@ -26,6 +26,7 @@ def check_served(
     cache_dtype: str = "auto",
     tensor_parallel_size: int = 1,
     quantization: str | None = None,
+    draft: str | None = None,
     options: Iterable[str] = (),
     overridden: Iterable[str] = (),
 ) -> None:
@@ -36,6 +37,7 @@ def check_served(
         cache_dtype: vLLM's `--kv-cache-dtype`.
         tensor_parallel_size: vLLM's `--tensor-parallel-size`.
         quantization: vLLM's `--quantization`, or that of the checkpoint.
+        draft: the method of vLLM's `--speculative-config`.
         options: those of `REFUSED_OPTIONS` that vLLM was given.
         overridden: fields that vLLM's `--hf-overrides` changes.
 
@@ -62,6 +64,11 @@ def check_served(
         raise ValueError(
             f"--quantization {quantization}: weights are folded into one another when they are loaded, in floating "
             "point. Leave the option out; --dtype bfloat16 halves the weights and the cache."
+        )
+    if draft not in (None, "ngram"):
+        raise ValueError(
+            f"--speculative-config with the method {draft!r}: drafts are made by models that hear no audio. Leave the "
+            "option out, or take the method 'ngram'."
         )
     for field in _WIDTHS.intersection(overridden):
         raise ValueError(

@@ -41,7 +41,8 @@ class ServedConfig(VerifyAndUpdateConfig):
         given = [option for option, value in options.items() if value]
         overridden = model.hf_overrides if isinstance(model.hf_overrides, dict) else {}
         parallel, scheduler = vllm_config.parallel_config.tensor_parallel_size, vllm_config.scheduler_config
-        check_served(config, cache.cache_dtype, parallel, model.quantization, given, overridden)
+        draft = vllm_config.speculative_config and vllm_config.speculative_config.method
+        check_served(config, cache.cache_dtype, parallel, model.quantization, draft, given, overridden)
         scheduler.max_num_encoder_input_tokens = config.max_source_positions
 
 

@@ -36,6 +36,12 @@ def test_quantised_weights_are_refused():
         check_served(base(), quantization="fp8")
 
 
+def test_drafts_of_other_models_are_refused():
+    with pytest.raises(ValueError, match=r"--speculative-config with the method 'draft_model': .*'ngram'"):
+        check_served(base(), draft="draft_model")
+    check_served(base(), draft="ngram")
+
+
 def test_ranks_are_those_of_the_weights():
     with pytest.raises(ValueError, match=r"--hf-overrides kv_rank: .*convert again"):
         check_served(base(kv_rank=8), overridden={"latent_dtype": None, "kv_rank": 8})

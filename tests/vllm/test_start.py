@@ -16,6 +16,7 @@ from whisper_mla.int8_weights import METHOD
 pytest.importorskip("vllm", reason="needs the [vllm] extra")
 pytestmark = pytest.mark.vllm
 
+DRAFT = '{"method": "draft_model", "model": "FOLDER", "num_speculative_tokens": 2}'
 TRANSFER = '{"kv_connector": "ExampleConnector", "kv_role": "kv_both"}'
 # Name: changes to config.json, files that are missing, options, what is said. None: vLLM would start.
 STARTS = {
@@ -31,6 +32,7 @@ STARTS = {
     "adapters": ({}, [], ["--enable-lora", "--max-lora-rank", "16"], "--enable-lora: adapters"),
     "embeddings": ({}, [], ["--runner", "pooling"], "--runner pooling: Whisper-MLA transcribes"),
     "quantised weights": ({}, [], ["--quantization", "fp8"], "--quantization fp8: weights are folded"),
+    "a draft of other models": ({}, [], ["--speculative-config", DRAFT], "--speculative-config with the method"),
     "a cache that moves": ({}, [], ["--kv-transfer-config", TRANSFER], "--kv-transfer-config: vLLM moves no caches"),
     "stages": ({}, [], ["--pipeline-parallel-size", "2"], "Pipeline parallelism is not supported"),
     "more text than there are positions": ({}, [], ["--max-model-len", "2000"], "max_model_len"),
@@ -51,7 +53,9 @@ def said(digits, processor, tmp_path_factory) -> dict[str, str | None]:
         config = json.loads((folder / "config.json").read_text()) | changes
         (folder / "config.json").unlink()
         (folder / "config.json").write_text(json.dumps(config))
-        jobs.append(["--model", str(folder), "--dtype", "float32", *options])
+        jobs.append(
+            ["--model", str(folder), "--dtype", "float32", *(part.replace("FOLDER", str(folder)) for part in options)]
+        )
     (scratch / "jobs.json").write_text(json.dumps(jobs))
     script = Path(__file__).with_name("engine_config.py")
     command = [sys.executable, str(script), str(scratch / "jobs.json"), str(scratch / "out")]
