@@ -67,7 +67,7 @@ def check_served(
         )
     if draft not in (None, "ngram"):
         raise ValueError(
-            f"--speculative-config with the method {draft!r}: drafts are made by models that hear no audio. Leave the "
+            f"--speculative-config with the method {draft!r}: only n-grams have been tried with Whisper-MLA. Leave the "
             "option out, or take the method 'ngram'."
         )
     for field in _WIDTHS.intersection(overridden):
