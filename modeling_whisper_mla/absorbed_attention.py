@@ -54,9 +54,12 @@ def expand_output(output: Tensor, value_up: Tensor, value_bias: Tensor | None) -
     """
     batch, heads, queries, rank = output.shape
     rows = output.transpose(0, 1).reshape(heads, batch * queries, rank)
-    heads_out = torch.bmm(rows, value_up.view(heads, -1, rank).transpose(1, 2))
-    heads_out = heads_out.view(heads, batch, queries, -1).permute(1, 2, 0, 3).reshape(batch, queries, -1)
-    return heads_out if value_bias is None else heads_out + value_bias
+    weights = value_up.view(heads, -1, rank).transpose(1, 2)
+    if value_bias is None:
+        heads_out = torch.bmm(rows, weights)
+    else:
+        heads_out = torch.baddbmm(value_bias.view(heads, 1, -1), rows, weights)
+    return heads_out.view(heads, batch, queries, -1).permute(1, 2, 0, 3).reshape(batch, queries, -1)
 
 
 def attend(

@@ -112,7 +112,9 @@ class WhisperMLAAttention(WhisperAttention):
         """
         batch, length, _ = hidden_states.shape
         if key_value_states is not None:
-            latent = key_value_states[..., self.latent_start : self.latent_start + self.rank]
+            latent = key_value_states
+            if latent.shape[-1] != self.rank:  # those of other layers are beside it
+                latent = latent[..., self.latent_start : self.latent_start + self.rank]
             register_cross_attention(cache, self.layer_idx, batch, latent)
             # Beams of one audio become further queries on its one latent sequence.
             hidden_states = fold_beams(hidden_states, latent.shape[0])
@@ -145,10 +147,12 @@ class WhisperMLAAttention(WhisperAttention):
 
     def _cached(self, latent: Tensor, cache: Cache) -> Tensor:
         """Add `latent` (`[batch, T, rank]`) to the cache and return those of all positions."""
-        bits, group_size, dtype = self.latent_bits, self.config.latent_group_size, latent.dtype
-        stored = latent if bits is None else quantize(latent, bits, group_size)
-        stored, _ = cache.update(stored[:, None], stored[:, None, :, :0], self.layer_idx)
-        return stored[:, 0] if bits is None else dequantize(stored[:, 0], self.rank, bits, group_size, dtype)
+        bits, dtype = self.latent_bits, latent.dtype
+        if bits is not None:
+            latent = quantize(latent, bits, self.config.latent_group_size)
+        latent = latent[:, None]
+        latent = cache.update(latent, latent[..., :0], self.layer_idx)[0][:, 0]
+        return latent if bits is None else dequantize(latent, self.rank, bits, self.config.latent_group_size, dtype)
 
     def _weights(self, query: Tensor, latent: Tensor, heads: list[int]) -> Tensor:
         """Attention weights of some heads: float32 `[rows, len(heads), T, positions]`.
@@ -208,7 +212,9 @@ def is_plain_linear(module: nn.Module) -> bool:
     False for adapters, quantised linears and tensor subclasses, for modules with hooks or a replaced forward (device
     offload), and for weights that are gathered only on call.
     """
-    weight = module.weight if type(module) is nn.Linear else None
+    if type(module) is not nn.Linear:
+        return False
+    weight = module._parameters["weight"]  # nn.Module looks for attributes at length, and this is asked at every step
     return (
         type(weight) is nn.Parameter
         and weight.shape == (module.out_features, module.in_features)

@@ -29,6 +29,13 @@ class _NoValues:
 class LatentLayer(_NoValues, DynamicLayer):
     """Latents of one decoder layer, `[batch, 1, positions, rank]`, growing with the text."""
 
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Append `key_states` (`[batch, 1, T, rank]`) and return all positions; nothing is done about no values."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys = torch.cat([self.keys, key_states], dim=-2)
+        return self.keys, self.keys[..., :0]
+
 
 class LatentStaticLayer(_NoValues, StaticLayer):
     """Latents of one decoder layer, `[batch, 1, max_cache_len, rank]`, allocated once (for `torch.compile`)."""

@@ -12,6 +12,7 @@ repeat, cut and reorder positions without knowing what they mean.
 Latents whose groups have bits of their own are those of `mixed_quantization.py`.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -145,4 +146,11 @@ def hadamard(size: int, device: torch.device | None = None) -> Tensor:
 
 
 def _rotate(groups: Tensor) -> Tensor:
-    return groups @ hadamard(groups.shape[-1], groups.device)
+    matrix = hadamard if torch.compiler.is_compiling() else _kept_hadamard
+    return groups @ matrix(groups.shape[-1], groups.device)
+
+
+@functools.cache
+def _kept_hadamard(size: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # so that it can also be used where gradients are computed
+        return hadamard(size, device)

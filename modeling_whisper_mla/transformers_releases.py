@@ -52,13 +52,14 @@ def with_cache_name(arguments: dict[str, Any], name: str) -> dict[str, Any]:
     Raises:
         TypeError: the cache was given under both names.
     """
-    given = [known for known in _CACHE_NAMES if known in arguments]
-    if len(given) == 2:
-        raise TypeError("cache and past_key_values are two names of one argument: give one of them.")
-    if not given or given[0] == name:
+    first, second = _CACHE_NAMES
+    other = second if name == first else first
+    if other not in arguments:
         return arguments
+    if name in arguments:
+        raise TypeError("cache and past_key_values are two names of one argument: give one of them.")
     arguments = dict(arguments)
-    arguments[name] = arguments.pop(given[0])
+    arguments[name] = arguments.pop(other)
     return arguments
 
 
