@@ -1,6 +1,6 @@
 """The engines that `peers.py` compares, each in a process of its own: started with a task as JSON, answers with JSON.
 
-CTranslate2 is needed by its own engines only: pip install faster-whisper
+CTranslate2 and whisper.cpp are needed by their own engines only: pip install faster-whisper pywhispercpp
 """
 
 import json
@@ -13,7 +13,8 @@ STOCK, EXACT = "stock", "exact"
 EXACT_COMPILED, INT8_COMPILED = "exact, compiled", "int8, compiled"
 INT8, INT8_LATENTS = "int8", "int8, int8 latents, compiled"
 CT2, CT2_INT8 = "CTranslate2", "CTranslate2 int8"
-ENGINES = (STOCK, EXACT, EXACT_COMPILED, INT8, INT8_COMPILED, INT8_LATENTS, CT2, CT2_INT8)
+WHISPER_CPP = "whisper.cpp int8"
+ENGINES = (STOCK, EXACT, EXACT_COMPILED, INT8, INT8_COMPILED, INT8_LATENTS, CT2, CT2_INT8, WHISPER_CPP)
 
 
 def timed(work: Callable) -> dict:
@@ -112,11 +113,41 @@ class InCTranslate2:
         return found
 
 
+class InWhisperCpp:
+    """whisper.cpp, through pywhispercpp: whole files only, one after the other."""
+
+    def __init__(self, engine: str, model: str, threads: int):
+        from pywhispercpp.model import Model
+
+        self.load = lambda strategy: Model(
+            model,
+            params_sampling_strategy=strategy,
+            redirect_whispercpp_logs_to=None,
+            n_threads=threads,
+            print_progress=False,
+            print_realtime=False,
+        )
+        self.models: dict = {}
+
+    def transcribe(self, samples: list, num_beams: int) -> list[str]:
+        if num_beams not in self.models:
+            self.models = {num_beams: self.load(int(num_beams > 1))}
+        way: dict = {"greedy": {"best_of": 1}}
+        if num_beams > 1:
+            way = {"beam_search": {"beam_size": num_beams, "patience": -1.0}}
+        options = {"language": "en", "no_context": True, "temperature": 0.0, "temperature_inc": 0.0}
+        found = (self.models[num_beams].transcribe(audio, **options, **way) for audio in samples)
+        return ["".join(segment.text for segment in segments) for segments in found]
+
+
 def main() -> None:
     task = json.loads(sys.argv[1])
     common = task["engine"], task["model"], task["threads"]
-    is_peer = task["engine"] in (CT2, CT2_INT8)
-    engine = InCTranslate2(*common, task["width"]) if is_peer else InTransformers(*common)
+    engine: InCTranslate2 | InWhisperCpp | InTransformers
+    if task["engine"] in (CT2, CT2_INT8):
+        engine = InCTranslate2(*common, task["width"])
+    else:
+        engine = (InWhisperCpp if task["engine"] == WHISPER_CPP else InTransformers)(*common)
     answers = []
     for batch_size, num_beams, tokens in task["decode"]:
         warm = timed(lambda: engine.decode(batch_size, num_beams, 4))["seconds"]  # noqa: B023  # compiled here

@@ -7,7 +7,8 @@ round by round, each round in another order. Per step: one `generate` of a fixed
 output, first step included. Whole files: features, encoder and greedy or beam decoding with segment times, without
 fallback; in batches where there are several files (CTranslate2: one after the other). CPU only.
 An interrupted run continues from `NAME.partial.jsonl`: remove it where the options are others. CTranslate2 comes with
-`pip install faster-whisper`, its checkpoint made by its own `ct2-transformers-converter`.
+`pip install faster-whisper`, its checkpoint made by its own `ct2-transformers-converter`; whisper.cpp, for
+whole files only, with `pip install pywhispercpp`, its checkpoint made by `ggml_weights.py`.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from peer_engines import CT2, CT2_INT8, ENGINES, EXACT, STOCK
+from peer_engines import CT2, CT2_INT8, ENGINES, EXACT, STOCK, WHISPER_CPP
 from result_files import RESULTS, write_results
 from rich.progress import track
 from transformers import AutoConfig
@@ -48,14 +49,16 @@ def gather(arguments, tokens: Callable[[int, int], int], settings: list[tuple[in
     orders = (arguments.engines if number % 2 == 0 else arguments.engines[::-1] for number in range(arguments.rounds))
     turns = [(number, engine) for number, order in enumerate(orders) for engine in order]
     for number, engine in track(turns[len(done) :], description="Engines"):
-        is_peer = engine in (CT2, CT2_INT8)
+        folders = {CT2: arguments.ctranslate2, CT2_INT8: arguments.ctranslate2, WHISPER_CPP: arguments.whisper_cpp}
         few = engine == STOCK and number > 0
         task = {
-            "model": str(arguments.ctranslate2 if is_peer else arguments.model),
+            "model": str(folders.get(engine, arguments.model)),
             "threads": arguments.threads,
             "width": width,
             # Stock repeats the audio for each beam, which takes long: measured once.
-            "decode": [(b, k, tokens(b, k)) for b, k in settings if not (few and b * k >= 40)],
+            "decode": [
+                (b, k, tokens(b, k)) for b, k in settings if not (few and b * k >= 40) and engine != WHISPER_CPP
+            ],
             "repeats": arguments.repeats,
             "audio": [str(path) for path in arguments.audio],
             "audio_seconds": arguments.audio_seconds,
@@ -105,7 +108,7 @@ def draw(rows: list[dict], engines: list[str], path: Path) -> None:
     axes = figure.subplots()
     reference = CT2_INT8 if CT2_INT8 in engines else engines[0]
     for number, engine in enumerate(engines):
-        heights = [row["milliseconds"][reference] / row["milliseconds"][engine] for row in rows]
+        heights = [row["milliseconds"][reference] / row["milliseconds"].get(engine, float("inf")) for row in rows]
         places = [i + (number - len(engines) / 2) / (len(engines) + 1) for i in range(len(rows))]
         axes.bar(places, heights, 1 / (len(engines) + 1), label=engine)
     axes.axhline(1, color="black", linewidth=0.8, linestyle="--")
@@ -120,6 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder of a stock checkpoint with its processor")
     parser.add_argument("--ctranslate2", type=Path, help="folder of the same checkpoint for CTranslate2")
+    parser.add_argument("--whisper-cpp", type=Path, help="the same checkpoint for whisper.cpp, of ggml_weights.py")
     parser.add_argument("--audio", type=Path, nargs="*", default=[], help="files to transcribe whole (default: none)")
     parser.add_argument("--audio-seconds", type=float, help="of each file, take so much (default: all)")
     parser.add_argument("--file-beams", type=int, nargs="*", default=[1, 5], help="for whole files (default: 1 5)")
@@ -140,6 +144,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.ctranslate2 is None:
         arguments.engines = [engine for engine in arguments.engines if engine not in (CT2, CT2_INT8)]
+    if arguments.whisper_cpp is None or not arguments.audio:
+        arguments.engines = [engine for engine in arguments.engines if engine != WHISPER_CPP]
     if arguments.clock == "processor_seconds" and arguments.threads > 1:
         parser.error("--clock processor_seconds counts waiting threads as work: give --threads 1")
     torch.set_num_threads(arguments.threads)
@@ -147,12 +153,21 @@ def main() -> None:
     answers = gather(arguments, lambda b, k: arguments.tokens if b * k <= 32 else arguments.tokens // 4, settings)
     rows = summarise(answers, arguments.clock)
     draw(rows, arguments.engines, RESULTS / f"{arguments.name}.png")
-    ratios = [(other, CT2_INT8) for other in arguments.engines if other not in (STOCK, EXACT, CT2, CT2_INT8)]
+    ratios = [
+        (other, CT2_INT8) for other in arguments.engines if other not in (STOCK, EXACT, CT2, CT2_INT8, WHISPER_CPP)
+    ]
+    ratios += [(other, WHISPER_CPP) for other, _ in ratios]
     ratios = [pair for pair in [*ratios, (EXACT, STOCK)] if set(pair) <= set(arguments.engines)]
     cells = [
         [described(row)]
-        + [f"{row['milliseconds'][engine]:.1f}" for engine in arguments.engines]
-        + [f"{row['milliseconds'][b] / row['milliseconds'][a]:.2f}×" for a, b in ratios]
+        + [
+            f"{row['milliseconds'][engine]:.1f}" if engine in row["milliseconds"] else ""
+            for engine in arguments.engines
+        ]
+        + [
+            f"{row['milliseconds'][b] / row['milliseconds'][a]:.2f}×" if {a, b} <= row["milliseconds"].keys() else ""
+            for a, b in ratios
+        ]
         for row in rows
     ]
     loads = [answer["load"] for found in answers.values() for answer in found]
@@ -185,7 +200,7 @@ def peer_versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {}
-    for package in ("ctranslate2", "faster-whisper"):
+    for package in ("ctranslate2", "faster-whisper", "pywhispercpp"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
