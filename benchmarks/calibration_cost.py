@@ -77,20 +77,19 @@ IN_ORDER = [
 ENCODER_AGAIN = [(calibrating, "make_examples", examples_without_states)]
 BETWEEN_POSITIONS = [(KroneckerSums, "update", between_positions)]
 PROJECTED_IN_FLOAT64 = [(gathering, "_projections", projections_in_float64)]
+FOUR_DRAWS = [(calibrating, "gather_statistics", partial(gathering.gather_statistics, draws=4))]
 ROWS: dict[str, list[tuple]] = {
     "as it is": [],
-    "as it was": [*IN_ORDER, *ENCODER_AGAIN, *BETWEEN_POSITIONS, *PROJECTED_IN_FLOAT64],
+    "as it is, other random numbers": [(calibrating, "gather_statistics", reseeded)],
+    "as it was": [*IN_ORDER, *ENCODER_AGAIN, *BETWEEN_POSITIONS, *PROJECTED_IN_FLOAT64, *FOUR_DRAWS],
     "batches in the order of the clips": IN_ORDER,
     "encoder again in every pass": ENCODER_AGAIN,
     "products between positions": BETWEEN_POSITIONS,
     "projections in float64": PROJECTED_IN_FLOAT64,
     "encoder self-attention too": [(calibrating, "calibrate", partial(calibrating.calibrate, encoder=True))],
-    "2 draws instead of 4": [(calibrating, "gather_statistics", partial(gathering.gather_statistics, draws=2))],
-    "as it is, other random numbers": [
+    "4 draws instead of 2": FOUR_DRAWS,
+    "4 draws instead of 2, other random numbers": [
         (calibrating, "gather_statistics", partial(reseeded, draws=4)),
-    ],
-    "2 draws instead of 4, other random numbers": [
-        (calibrating, "gather_statistics", partial(reseeded, draws=2)),
     ],
     "1 draw": [(calibrating, "gather_statistics", partial(gathering.gather_statistics, draws=1))],
     "bfloat16 passes": [(gathering, "forced_logits", in_bfloat16)],

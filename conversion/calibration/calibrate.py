@@ -120,7 +120,7 @@ def calibrate(
 
 def _identity(clips: list[Clip], *parts: Any) -> str:
     """SHA-256 of what statistics depend on."""
-    digest = hashlib.sha256(repr(("batches by length", *parts)).encode())
+    digest = hashlib.sha256(repr(("2 draws, batches by length", *parts)).encode())
     for clip in clips:
         digest.update(repr(clip.text).encode())
         digest.update(clip.samples.tobytes())

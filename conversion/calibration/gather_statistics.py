@@ -51,7 +51,7 @@ def gather_statistics(
     *,
     gradients: bool = True,
     encoder: bool = True,
-    draws: int = 4,
+    draws: int = 2,
     batch_size: int | None = None,
     seed: int = 0,
     interrupted: InterruptedGathering | None = None,
@@ -67,9 +67,9 @@ def gather_statistics(
     Args:
         model: a stock `WhisperForConditionalGeneration` in evaluation mode. Its weights and gradients stay as they are.
         examples: at least one.
-        gradients: gather the Fisher information too, for `method="fisher"`; takes about eight times as long.
+        gradients: gather the Fisher information too, for `method="fisher"`; takes several times as long.
         encoder: gather for encoder self-attention too; without it, gradients stop at the encoder's output.
-        draws: random projections per token.
+        draws: random projections per token. More gave no better conversion of a real model.
         batch_size: clips at once; None: as many as the gradients of the encoder leave memory for, at most 4.
         seed: of the projections.
         interrupted: where sums are kept meanwhile, and taken from.
