@@ -26,12 +26,14 @@ def serve_options() -> list[str]:
     return ["--dtype", "float32", "--enforce-eager", *cache]
 
 
-def decode_with_vllm(folder: Path, jobs: list[dict], scratch: Path, processes: int = 1, blocks: int = 0) -> dict:
+def decode_with_vllm(
+    folder: Path, jobs: list[dict], scratch: Path, processes: int = 1, blocks: int = 0, draft: int = 0
+) -> dict:
     """What vLLM makes of `jobs`; see `decode.py`."""
     (scratch / "jobs.json").write_text(json.dumps(jobs))
     command = [sys.executable, str(HERE / "decode.py"), str(folder), str(scratch / "jobs.json"), str(scratch / "out")]
     done = subprocess.run(
-        [*command, str(processes), str(blocks)],
+        [*command, str(processes), str(blocks), str(draft)],
         env=vllm_environment(),
         capture_output=True,
         text=True,

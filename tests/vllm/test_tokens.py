@@ -8,11 +8,11 @@ from whisper_mla import WhisperMLAForConditionalGeneration
 pytest.importorskip("vllm", reason="needs the [vllm] extra")
 pytestmark = pytest.mark.vllm
 
-# Every kind of latent that vLLM holds, tensor-parallel processes, and blocks: of a cache in which requests have to give
-# theirs back and begin again. Encoder ranks, which vLLM holds at full rank, go with the third.
+# Every kind of latent that vLLM holds, tensor-parallel processes, blocks: of a cache in which requests have to give
+# theirs back and begin again, and drafted tokens. Encoder ranks, which vLLM holds at full rank, go with the third.
 SERVED = {
-    "exact": ({}, 1, 53),
-    "shared": ({"kv_rank": 64, "cross_kv_rank": 96}, 2, 0),
+    "exact": ({}, 1, 53, 0),
+    "shared": ({"kv_rank": 64, "cross_kv_rank": 96}, 2, 0, 0),
     "per_layer": (
         {
             "kv_rank": [64, 48, 128, 256],
@@ -22,6 +22,7 @@ SERVED = {
         },
         1,
         0,
+        2,
     ),
 }
 CLIPS = ("clip00", "clip03", "clip04", "clip07")
@@ -42,7 +43,7 @@ def prompts(processor) -> list[list[int]]:
 
 @pytest.mark.parametrize("name", SERVED)
 def test_vllm_decodes_as_transformers_does(name, digits, processor, clips, tmp_path):
-    ranks, processes, blocks = SERVED[name]
+    ranks, processes, blocks, draft = SERVED[name]
     model = WhisperMLAForConditionalGeneration.from_whisper(digits, **ranks)
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
@@ -52,9 +53,9 @@ def test_vllm_decodes_as_transformers_does(name, digits, processor, clips, tmp_p
         for prompt in prompts(processor):
             jobs.append({"audio": str(clips[clip]["path"]), "prompt": prompt, "max_tokens": 60})
             expected.append(greedy(model, features, prompt, 60))
-    found = decode_with_vllm(tmp_path / "model", jobs, tmp_path, processes, blocks)
+    found = decode_with_vllm(tmp_path / "model", jobs, tmp_path, processes, blocks, draft)
     assert found["tokens"] == expected
-    assert (found["preemptions"] > 0) == (blocks > 0)
+    assert (found["preemptions"] > 0, found["drafted"] > 0) == (blocks > 0, draft > 0)
     # They are not all the same, and some stop by themselves: what is compared depends on audio and prompt.
     assert len({tuple(tokens) for tokens in expected}) >= 8
     assert any(tokens[-1] == model.generation_config.eos_token_id for tokens in expected)
