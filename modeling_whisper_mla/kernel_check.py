@@ -48,9 +48,9 @@ def _wrong(device: torch.device) -> str:
         error = ((found - expected).norm() / expected.norm()).item()
         if not error < 2e-3:
             return f"attention differs by {error:.1%}."
-        for bits, most in ((8, 0.02), (4, 0.15)):
-            packed = pack(latent.to(device), bits, 32)
-            found = unpack(packed, 384, bits, 32, torch.float32).cpu().double()
+        for bits, group_size, most in ((8, 64, 0.02), (4, 32, 0.15)):
+            packed = pack(latent.to(device), bits, group_size)
+            found = unpack(packed, 384, bits, group_size, torch.float32).cpu().double()
             error = ((found - latent.double()).norm() / latent.double().norm()).item()
             if not error < most:
                 return f"latents of {bits} bits differ by {error:.1%}."

@@ -69,10 +69,7 @@ def test_compiled_steps(stock, audio):
 
 
 def test_token_times_in_float16(stock, audio):
-    """Near those of stock Whisper in float32, where the tokens are the same; stock's own in float16 are NaN's.
-
-    Half precision moves what is aligned: on a CPU three tokens in this speech by two frames, 0.04 s.
-    """
+    """Those of stock Whisper in float32 but for single frames, where the tokens are the same (stock's own are NaN's)."""
     way = {"return_token_timestamps": True, "return_dict_in_generate": True}
     expected = copy.deepcopy(stock).generate(**audio, **way)
     model = WhisperMLAForConditionalGeneration.from_whisper(copy.deepcopy(stock).half())
@@ -81,4 +78,4 @@ def test_token_times_in_float16(stock, audio):
     same = found["sequences"][:, :length] == expected["sequences"][:, :length]
     apart = (found["token_timestamps"][:, :length] - expected["token_timestamps"][:, :length]).abs()
     print("seconds apart at most:", apart[same].max().item(), "beyond a frame:", int((apart[same] > 0.021).sum()))
-    assert found["token_timestamps"].isfinite().all() and same.float().mean() > 0.9 and apart[same].max() < 0.1
+    assert found["token_timestamps"].isfinite().all() and same.float().mean() > 0.9 and apart[same].max() < 0.041
