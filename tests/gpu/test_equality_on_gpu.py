@@ -69,7 +69,7 @@ def test_compiled_steps(stock, audio):
 
 
 def test_token_times_in_float16(stock, audio):
-    """Those of stock Whisper in float32 but for single frames, where the tokens are the same (stock's own are NaN's)."""
+    """Those of stock Whisper in float32 but for single frames, where tokens are the same (stock's own are NaN's)."""
     way = {"return_token_timestamps": True, "return_dict_in_generate": True}
     expected = copy.deepcopy(stock).generate(**audio, **way)
     model = WhisperMLAForConditionalGeneration.from_whisper(copy.deepcopy(stock).half())
