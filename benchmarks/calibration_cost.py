@@ -9,7 +9,9 @@ continues from `NAME.partial.jsonl`. `--seconds` times all rows instead, in one 
 """
 
 import argparse
+import copy
 import json
+import os
 import re
 import time
 from collections.abc import Callable
@@ -64,12 +66,10 @@ def reseeded(model, examples, *, seed: int, **options):
     return gathering.gather_statistics(model, examples, seed=seed + 1, **options)
 
 
-def in_bfloat16(model, batch, through_encoder):
-    with torch.autocast(model.device.type, torch.bfloat16):
-        return gathering_forced_logits(model, batch, through_encoder).float()
+def in_bfloat16(model, examples, **options):
+    return gathering.gather_statistics(copy.deepcopy(model).bfloat16(), examples, **options)
 
 
-gathering_forced_logits = gathering.forced_logits
 IN_ORDER = [
     (making, "like_lengths", lambda lengths, size: list(range(len(lengths)))),
     (gathering, "by_length", lambda examples, size: list(examples)),
@@ -92,7 +92,7 @@ ROWS: dict[str, list[tuple]] = {
         (calibrating, "gather_statistics", partial(reseeded, draws=4)),
     ],
     "1 draw": [(calibrating, "gather_statistics", partial(gathering.gather_statistics, draws=1))],
-    "bfloat16 passes": [(gathering, "forced_logits", in_bfloat16)],
+    "bfloat16 passes": [(calibrating, "gather_statistics", in_bfloat16)],
 }
 
 # The same sums but for rounding and for the order of random numbers, or of more: timed only.
@@ -143,7 +143,7 @@ def time_rows(arguments, times: Path) -> None:
     for name, changes in tqdm(ROWS.items(), unit="calibration"):
         if not name.endswith("other random numbers"):
             found[name] = calibrate(stock, processor, clips, changes, **spoken)[1:]
-    times.write_text(json.dumps({**environment(), "seconds": found}))
+    times.write_text(json.dumps({**environment(), "load": os.getloadavg()[1], "seconds": found}))
 
 
 def run(arguments, partial_results: Path) -> list[dict]:
@@ -164,9 +164,13 @@ def run(arguments, partial_results: Path) -> list[dict]:
         statistics, *_ = calibrate(stock, processor, clips, changes, **spoken)
         row: dict = {"name": name, "conversions": {}}
         for conversion, options in conversions.items():
-            model = WhisperMLAForConditionalGeneration.from_whisper(
-                stock, calibration=statistics, processor=processor, force=True, **options
-            )
+            try:
+                model = WhisperMLAForConditionalGeneration.from_whisper(
+                    stock, calibration=statistics, processor=processor, force=True, **options
+                )
+            except ValueError as error:
+                row |= {"conversions": {}, "refused": str(error)}
+                break
             row["conversions"][conversion] = dev.measure(model, same_encoder=True)
         done[name] = row
         with open(partial_results, "a") as file:
@@ -210,9 +214,11 @@ def main() -> None:
         "the clips held out. Each row does one thing differently. Conversions without training or refit, measured on "
         f"{utterances} dev utterances of other speakers: KL in nats per token, WER with Whisper's basic normaliser. "
         f"Seconds: of {TIMED_MINUTES} minutes, all rows in one call with `--seconds`, {timed_at.get('threads', '–')} "
-        f"thread(s), {timed_at.get('device', '–')}. –: not measured; what is only timed computes the same but for "
-        "rounding and the order of random numbers."
+        f"thread(s), {timed_at.get('device', '–')}, "
+        f"load of the machine {timed_at.get('load', 0):.1f} (with nothing else: 1). –: not "
+        "measured; what is only timed computes the same but for rounding and the order of random numbers."
     )
+    note += "".join(f" {row['name']}: no conversion ({row['refused']})." for row in rows if "refused" in row)
     lines = [cells(row, timed_at["seconds"]) for row in rows]
     write_results(arguments.name, note, columns, lines, {"rows": rows, "timed": timed_at})
 
