@@ -87,6 +87,7 @@ def test_convert_options(digits_folder, tmp_path):
         (["--cross-kv-rank", "64", "--cross-cache", "key_value"], "cross_cache='latent'"),
         (["--latent-dtype", "int3"], "latent_dtype='int3': expected None (the model's dtype), 'int8', 'int4'"),
         (["--latent-dtype", "int4", "--kv-rank", "48"], "latent_group_size=32: does not divide kv_rank=48"),
+        (["--latent-group-size", "64"], "latent_group_size=64: nothing is rounded without a latent_dtype"),
         (
             ["--latent-dtype", "int8", "--latent-group-size", "512"],
             "latent_group_size=512: does not divide d_model=256",
