@@ -139,7 +139,12 @@ def kernels_pack(tensor: Tensor, width: int, group_size: int) -> bool:
     lambda packed, width, bits, group_size, dtype: packed.new_empty((*packed.shape[:-1], width), dtype=dtype)
 )
 def unpack(packed: Tensor, width: int, bits: int, group_size: int, dtype: torch.dtype) -> Tensor:
-    """As `dequantize`, for bits that are the same for all groups."""
+    """As `dequantize`, for bits that are the same for all groups: `[..., bytes]` to `[..., width]`.
+
+    Args:
+        packed: uint8 on a GPU, of [`pack`] or `quantize`.
+        width, bits, group_size, dtype: of `dequantize`, such that [`kernels_pack`].
+    """
     rows = packed.reshape(-1, packed.shape[-1])
     output = torch.empty(*packed.shape[:-1], width, dtype=dtype, device=packed.device)
     chunk = _chunk(width, group_size)
@@ -164,7 +169,12 @@ def unpack(packed: Tensor, width: int, bits: int, group_size: int, dtype: torch.
     )
 )
 def pack(latent: Tensor, bits: int, group_size: int) -> Tensor:
-    """As `quantize`, for bits that are the same for all groups."""
+    """As `quantize`, for bits that are the same for all groups: `[..., width]` to uint8 `[..., bytes]`.
+
+    Args:
+        latent: of any floating dtype, on a GPU.
+        bits, group_size: of `quantize`, such that [`kernels_pack`].
+    """
     width = latent.shape[-1]
     rows = latent.reshape(-1, width)
     packed = torch.empty(

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from whisper_mla import decoding_kernel, kernel_check, packing_kernels
+from whisper_mla import absorbed_attention, decoding_kernel, kernel_check, latent_quantization, packing_kernels
 from whisper_mla.latent_quantization import dequantize, quantize
 
 DEVICE = os.environ.get("WHISPER_MLA_DEVICE", "cuda")
@@ -80,3 +80,43 @@ def test_they_are_checked_before_use(monkeypatch, recwarn):
     with pytest.warns(RuntimeWarning, match=r"latents of 8 bits differ by 100.0%"):
         assert not kernel_check.kernels_work(device)
     kernel_check._checked.cache_clear()
+
+
+def operations(function, *arguments, **options):
+    """The result of a compiled function, and the names of what its one graph calls."""
+    called = []
+
+    def backend(graph, _):
+        called.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    torch._dynamo.reset()
+    result = torch.compile(function, backend=backend, fullgraph=True)(*arguments, **options)
+    return result, called
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_compiled_attention_takes_the_kernel(masked, monkeypatch):
+    if DEVICE == "cpu":
+        monkeypatch.setattr(absorbed_attention, "kernel_serves", lambda *_: True)
+    generator = torch.Generator().manual_seed(0)
+    query = (torch.randn(2, 3, 1, 96, generator=generator) / 10).half().to(DEVICE)
+    latent = torch.randn(2, 40, 96, generator=generator).half().to(DEVICE)
+    mask = (torch.rand(2, 1, 1, 40, generator=generator) < 0.7).to(DEVICE) if masked else None
+    with torch.no_grad():
+        (found, weights), called = operations(absorbed_attention.attend, query, latent, mask, False, False)
+        expected, _ = absorbed_attention.attend(query, latent, mask, False, False)
+    assert any("attend_once" in name for name in called) and weights is None
+    assert (found - expected).norm() < 2e-3 * expected.norm()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_compiled_packing_takes_the_kernels(bits, monkeypatch):
+    if DEVICE == "cpu":
+        monkeypatch.setattr(latent_quantization, "_kernels_serve", lambda *_: True)
+    latent = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    packed, called = operations(quantize, latent, bits, 32)
+    assert any(name.endswith("pack.default") or ".pack" in name for name in called)
+    values, called = operations(dequantize, packed, 64, bits, 32, torch.float32)
+    assert any("unpack" in name for name in called)
+    assert torch.equal(values, dequantize(quantize(latent, bits, 32), 64, bits, 32, torch.float32))

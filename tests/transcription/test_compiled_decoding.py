@@ -62,6 +62,13 @@ def test_what_is_no_step_is_not_compiled(exact, speech, fresh, counters):
     assert graphs(counters) == 0
 
 
+def test_on_a_gpu_transformers_compiles(exact, fresh):
+    """A device that is no CPU stands for it: nothing is computed."""
+    model = fresh(exact).to("meta")
+    assert compile_decoding(model) is model
+    assert model.generation_config.cache_implementation == "static" and "forward" not in model.__dict__
+
+
 def test_what_cannot_be_compiled_is_refused(exact, digits, digits_folder, fresh, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="WhisperForConditionalGeneration: only converted models"):
         compile_decoding(WhisperForConditionalGeneration(digits.config))
