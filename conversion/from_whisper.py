@@ -97,11 +97,6 @@ def from_whisper(
     audio = {"calibration": calibration, "processor": processor, "language": language, "task": task}
     how = {"refit": refit, "sequential": sequential, "force": force}
     fields = with_preset(preset, fields, budget.is_given)
-    if latent_group_size is not None and not fields["latent_dtype"]:
-        raise ValueError(
-            f"latent_group_size={latent_group_size}: nothing is rounded without a latent_dtype. Give one, as 'int8', "
-            "or leave the size out."
-        )
     plan = Plan.from_arguments(source, fields, budget, kwargs, method=method, **how, **audio)
 
     stock = load_whisper(source, **plan.loading)

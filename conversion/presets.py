@@ -25,16 +25,21 @@ def with_preset(preset: str | None, latent_fields: Mapping[str, Any], has_budget
         has_budget: whether a budget was given too.
 
     Raises:
-        ValueError: an unknown preset, or one together with what it settles.
+        ValueError: an unknown preset, or one together with what it settles; a group size where nothing is rounded.
     """
-    if preset is None:
-        return dict(latent_fields)
-    if preset not in PRESETS:
+    if preset not in (None, *PRESETS):
         raise ValueError(f"preset={preset!r}: expected one of {', '.join(map(repr, PRESETS))}.")
+    settings = {} if preset is None else PRESETS[preset]
     given = [name for name in _SETTLED if latent_fields.get(name) is not None] or ["the budget"] * has_budget
-    if given:
+    if given and preset is not None:
         raise ValueError(f"preset={preset!r} settles ranks and latent_dtype: leave out {given[0]}, or the preset.")
-    return {**latent_fields, **PRESETS[preset]}
+    fields = {**latent_fields, **settings}
+    if "latent_group_size" in fields and not fields["latent_dtype"]:
+        raise ValueError(
+            f"latent_group_size={fields['latent_group_size']}: nothing is rounded without a latent_dtype. Give one, as "
+            "'int8', or leave the size out."
+        )
+    return fields
 
 
 __all__ = ["PRESETS", "with_preset"]
