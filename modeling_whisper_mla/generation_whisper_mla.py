@@ -9,6 +9,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.generation_whisper import WhisperGenerationMixin
 from transformers.utils import logging
 
+from .greedy_decoding import GreedyLogitsMixin
 from .latent_attention import WhisperMLAAttention
 from .latent_cache import LatentCache
 from .run_time_rounding import rounded_at_run_time
@@ -79,7 +80,7 @@ class LatentCacheMixin:
             model_kwargs[CACHE] = LatentCache.like(cache, self.config)
 
 
-class WhisperMLAGenerationMixin(LatentCacheMixin, TokenTimesMixin, WhisperGenerationMixin):
+class WhisperMLAGenerationMixin(LatentCacheMixin, GreedyLogitsMixin, TokenTimesMixin, WhisperGenerationMixin):
     """Whisper's generation with the latents of each audio held once, whatever the number of hypotheses."""
 
     def _prepare_decoder_input_ids_for_generation(self, batch_size, model_input_name, model_kwargs, *args, **kwargs):

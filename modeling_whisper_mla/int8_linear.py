@@ -149,6 +149,19 @@ def zero_point(kernel: type[PackedWeight]) -> int:
     return 128 if exact else 64
 
 
+def pack_weight(codes: Tensor, scale: Tensor, many_rows: bool = False) -> PackedWeight:
+    """A weight for the kernel that is the faster one.
+
+    Args:
+        codes: int8 `[outputs, inputs]`.
+        scale: float32 `[outputs]`.
+        many_rows: whether it is multiplied with hundreds of rows rather than with a few.
+    """
+    few = _has_fbgemm() and not (many_rows and _has_onednn())
+    kernel: type[PackedWeight] = FewRows if few else ManyRows
+    return kernel(codes, scale, zero_point(kernel))  # type: ignore[arg-type]
+
+
 class Int8Linear(nn.Module):
     """`nn.Linear` with weights of 8 bits, for inference on a CPU.
 
@@ -214,9 +227,7 @@ class Int8Linear(nn.Module):
         missing = missing_kernel()
         if missing is not None:
             raise RuntimeError(f"Int8Linear: {missing}. Load the model without int8 weights.")
-        few = _has_fbgemm() and not (self.many_rows and _has_onednn())
-        kernel: type[PackedWeight] = FewRows if few else ManyRows
-        return kernel(self.weight, self.scale.float(), zero_point(kernel))  # type: ignore[arg-type]
+        return pack_weight(self.weight, self.scale.float(), self.many_rows)
 
     def _apply(self, *args, **kwargs):
         self._product = None
@@ -235,4 +246,4 @@ class Int8Linear(nn.Module):
 
 ON_CPU_ONLY = "int8 weights run on CPUs only: use device='cpu', or load the model without them."
 
-__all__ = ["ON_CPU_ONLY", "Int8Linear", "missing_kernel", "quantize_rows"]
+__all__ = ["ON_CPU_ONLY", "Int8Linear", "missing_kernel", "pack_weight", "quantize_rows"]

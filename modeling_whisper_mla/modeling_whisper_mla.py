@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 from transformers import WhisperForCausalLM, WhisperForConditionalGeneration, WhisperModel
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.models.whisper.modeling_whisper import WhisperDecoderWrapper
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
@@ -15,6 +15,7 @@ from .configuration.configuration_whisper_mla import WhisperMLAConfig
 from .encoder_and_decoder import WhisperMLADecoder, WhisperMLAEncoder, WhisperMLAPreTrainedModel
 from .freezing import TrainableParameters, freeze_except
 from .generation_whisper_mla import CrossLatentOutput, LatentCacheMixin, WhisperMLAGenerationMixin
+from .greedy_decoding import GreedyLogits
 from .latent_quantization import quantize
 from .transformers_releases import strict_forward
 
@@ -56,14 +57,26 @@ class WhisperMLAForConditionalGeneration(
 
     @strict_forward(like=WhisperForConditionalGeneration.forward)
     @can_return_tuple
-    def forward(self, *, labels: Tensor | None = None, num_items_in_batch: Tensor | int | None = None, **kwargs):
+    def forward(
+        self,
+        *,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        greedy_logits: GreedyLogits | None = None,
+        **kwargs,
+    ):
         """As `WhisperForConditionalGeneration.forward`.
 
         Args:
             labels: `[batch, T]`, -100 where no loss is taken.
             num_items_in_batch: labels of the whole batch of an optimiser step, over accumulation steps and processes.
                 The loss is then the sum over this call's labels divided by it, so that the parts add up to the mean.
+            greedy_logits: where only the largest logits must be exact, as `generate` says in greedy decoding on a CPU.
         """
+        if greedy_logits is not None:
+            hidden = self.model(return_dict=True, **kwargs)
+            kept = {name: value for name, value in hidden.items() if name != "last_hidden_state"}
+            return Seq2SeqLMOutput(logits=greedy_logits(hidden[0], self.proj_out.weight), **kept)
         outputs = super().forward(labels=labels, return_dict=True, **kwargs)
         if labels is not None and num_items_in_batch is not None:
             outputs.loss = outputs.loss * (labels.ne(-100).sum().to(outputs.loss.device) / num_items_in_batch)

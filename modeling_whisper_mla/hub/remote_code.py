@@ -40,6 +40,8 @@ SOURCE_FILES = (
     "freezing.py",
     "self_check.py",
     "token_suppression.py",
+    "rounded_projection.py",
+    "greedy_decoding.py",
     "token_times.py",
     "generation_whisper_mla.py",
     "conversion_record.py",
