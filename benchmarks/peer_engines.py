@@ -50,6 +50,8 @@ class InTransformers:
             self.model = WhisperMLAForConditionalGeneration.from_whisper(self.model, **latents)
         if engine in (INT8, INT8_COMPILED, INT8_LATENTS):
             quantize_weights(self.model)
+        if engine == EXACT:
+            self.model.expect_many_steps()
         if engine.endswith("compiled"):
             compile_decoding(self.model)
 

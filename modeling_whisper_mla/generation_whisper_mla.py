@@ -9,7 +9,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.generation_whisper import WhisperGenerationMixin
 from transformers.utils import logging
 
-from .greedy_decoding import GreedyLogitsMixin
+from .greedy_decoding import STEPS_BEFORE_ROUNDING, progress_of, reads_largest_only
 from .latent_attention import WhisperMLAAttention
 from .latent_cache import LatentCache
 from .run_time_rounding import rounded_at_run_time
@@ -80,8 +80,37 @@ class LatentCacheMixin:
             model_kwargs[CACHE] = LatentCache.like(cache, self.config)
 
 
-class WhisperMLAGenerationMixin(LatentCacheMixin, GreedyLogitsMixin, TokenTimesMixin, WhisperGenerationMixin):
+class WhisperMLAGenerationMixin(LatentCacheMixin, TokenTimesMixin, WhisperGenerationMixin):
     """Whisper's generation with the latents of each audio held once, whatever the number of hypotheses."""
+
+    def expect_many_steps(self) -> None:
+        """Let greedy decoding on a CPU round the vocabulary projection at once, not after some hundred steps."""
+        progress = progress_of(self.proj_out)
+        if progress is not None:
+            progress.steps = max(progress.steps, STEPS_BEFORE_ROUNDING)
+
+    def _sample(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
+        arguments = (input_ids, logits_processor, stopping_criteria, generation_config)
+        progress = None
+        if reads_largest_only(logits_processor, generation_config, self.proj_out):
+            progress = progress_of(self.proj_out)
+        if progress is None:
+            return super()._sample(*arguments, **kwargs)
+        greedy_logits = progress.greedy_logits(self.proj_out, logits_processor)
+        if greedy_logits is not None:
+            kwargs["greedy_logits"] = greedy_logits
+        output = super()._sample(*arguments, **kwargs)
+        tokens = output if isinstance(output, Tensor) else output.sequences
+        progress.steps += tokens.shape[1] - input_ids.shape[1]
+        return output
+
+    def prepare_inputs_for_generation(self, *args, **kwargs):
+        """As in Transformers. The first step, which has rules of its own, gets all logits."""
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        cache = inputs.get(CACHE)
+        if inputs["decoder_input_ids"].shape[1] != 1 or cache is None or cache.get_seq_length() == 0:
+            inputs.pop("greedy_logits", None)
+        return inputs
 
     def _prepare_decoder_input_ids_for_generation(self, batch_size, model_input_name, model_kwargs, *args, **kwargs):
         # Transformers prepends the start token to prompts unless the model type is literally "whisper".

@@ -1,8 +1,8 @@
 """Greedy decoding on a CPU with the vocabulary projection in 8 bits, and the same tokens.
 
-That projection is a third of a step of whisper-base. Greedy decoding wants its largest logit, and the rule for
-timestamps the sum of theirs: these are computed in float32, see [`rounded_projection`]. Whatever else reads logits
-(scores, beams, samples, other processors) gets all of them in float32, as before.
+Greedy decoding wants the largest logit, and the rule for timestamps the sum of theirs: these are computed in float32,
+see [`rounded_projection`]. Whatever else reads logits (scores, beams, samples, other processors) gets all of them in
+float32, as before.
 """
 
 import threading
@@ -13,17 +13,22 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, LogitsProcessorList, WhisperTimeStampLogitsProcessor
+from transformers import (
+    GenerationConfig,
+    MinLengthLogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    WhisperTimeStampLogitsProcessor,
+)
 
 from .int8_linear import missing_kernel
 from .rounded_projection import RoundedProjection, greedy_logits
 from .token_suppression import SuppressTokens, SuppressTokensAtBegin
-from .transformers_releases import CACHE
 
 # Rounding takes as long as these many steps of one audio save.
 STEPS_BEFORE_ROUNDING = 200
 _SMALLEST_WEIGHT = 2**20  # values: below, float32 is as quick
-_KNOWN_RULES = (SuppressTokens, SuppressTokensAtBegin, WhisperTimeStampLogitsProcessor)
+_NOT_YET_THE_END = (MinLengthLogitsProcessor, MinNewTokensLengthLogitsProcessor)
+_KNOWN_RULES = (SuppressTokens, SuppressTokensAtBegin, WhisperTimeStampLogitsProcessor, *_NOT_YET_THE_END)
 
 
 @dataclass(frozen=True)
@@ -47,74 +52,52 @@ class GreedyLogits:
         return greedy_logits(states, weight, self.forbidden, self.number, self.first_exact)
 
 
-class GreedyLogitsMixin:
-    """Makes `generate` hand a [`GreedyLogits`] to the forwards of single steps where tokens stay the same."""
+class Progress:
+    """Steps that a vocabulary projection has been used for, and what it was rounded to after enough of them.
 
-    def expect_many_steps(self) -> None:
-        """Round the vocabulary projection when greedy decoding begins, not after `STEPS_BEFORE_ROUNDING` steps."""
-        if _can_be_rounded(self.proj_out):
-            _progress_of(self.proj_out).steps = STEPS_BEFORE_ROUNDING
-
-    def _sample(
-        self,
-        input_ids: Tensor,
-        logits_processor: LogitsProcessorList,
-        stopping_criteria: Any,
-        generation_config: GenerationConfig,
-        **kwargs,
-    ):
-        picks_only = not (
-            generation_config.do_sample or generation_config.output_scores or generation_config.output_logits
-        )
-        first_exact = _first_exact(logits_processor, self.proj_out) if picks_only else None
-        arguments = (input_ids, logits_processor, stopping_criteria, generation_config)
-        if first_exact is None or not _can_be_rounded(self.proj_out):
-            return super()._sample(*arguments, **kwargs)
-        progress = _progress_of(self.proj_out)
-        projection = progress.rounded(self.proj_out.weight)
-        if projection is not None:
-            forbidden = _forbidden(logits_processor, first_exact)
-            kwargs["greedy_logits"] = GreedyLogits(projection.number, first_exact, forbidden, projection)
-        output = super()._sample(*arguments, **kwargs)
-        tokens = output if isinstance(output, Tensor) else output.sequences
-        progress.steps += tokens.shape[1] - input_ids.shape[1]
-        return output
-
-    def prepare_inputs_for_generation(self, *args, **kwargs):
-        """As in Transformers; the first step, which has rules of its own, gets all logits."""
-        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
-        cache = inputs.get(CACHE)
-        if inputs["decoder_input_ids"].shape[1] != 1 or cache is None or cache.get_seq_length() == 0:
-            inputs.pop("greedy_logits", None)
-        return inputs
-
-
-class _Progress:
-    """Steps that a vocabulary projection has been used for, and what it was rounded to after enough of them."""
+    Attributes:
+        steps: of greedy decoding so far.
+        projection: None until rounding is worth it.
+    """
 
     def __init__(self, weight: Tensor):
         self.weight_is = _identity(weight)
         self.steps = 0
         self.projection: RoundedProjection | None = None
-        self.lock = threading.Lock()
+        self._lock = threading.Lock()
 
-    def rounded(self, weight: Tensor) -> RoundedProjection | None:
-        """The rounded projection, made now if this has been worth it."""
-        with self.lock:
+    def greedy_logits(self, linear: nn.Linear, rules: Iterable[Any]) -> GreedyLogits | None:
+        """What a `generate` with these processors hands to its steps; rounds `linear` if that is worth it by now."""
+        with self._lock:
             if self.projection is None and self.steps >= STEPS_BEFORE_ROUNDING:
-                self.projection = RoundedProjection(weight)
-            return self.projection
+                self.projection = RoundedProjection(linear.weight)
+        first_exact = _first_exact(rules, linear)
+        if self.projection is None or first_exact is None:
+            return None
+        return GreedyLogits(self.projection.number, first_exact, _forbidden(rules, first_exact), self.projection)
 
 
-_progress: WeakKeyDictionary[nn.Module, _Progress] = WeakKeyDictionary()
+_progress: WeakKeyDictionary[nn.Module, Progress] = WeakKeyDictionary()
 
 
-def _progress_of(linear: nn.Linear) -> _Progress:
-    """That of the weight as it is now: one that was trained, merged or replaced since begins anew."""
+def progress_of(linear: nn.Linear) -> Progress | None:
+    """That of the weight as it is now: one that was trained, merged or replaced since begins anew.
+
+    Returns:
+        Progress | None: None where the projection is more than the product with a float32 matrix on the CPU, or small.
+    """
+    if not _can_be_rounded(linear):
+        return None
     progress = _progress.get(linear)
     if progress is None or progress.weight_is != _identity(linear.weight):
-        progress = _progress[linear] = _Progress(linear.weight)
+        progress = _progress[linear] = Progress(linear.weight)
     return progress
+
+
+def reads_largest_only(rules: Iterable[Any], config: GenerationConfig, linear: nn.Linear) -> bool:
+    """Whether decoding with these processors picks the largest logit and returns none."""
+    needs_all = config.do_sample or config.output_scores or config.output_logits
+    return not needs_all and _first_exact(rules, linear) is not None
 
 
 def _identity(weight: Tensor) -> tuple:
@@ -122,8 +105,7 @@ def _identity(weight: Tensor) -> tuple:
     return weight.data_ptr(), weight._version, tuple(weight.shape), tuple(weight.detach()[::16].sum(dim=0).tolist())
 
 
-def _can_be_rounded(linear: nn.Module) -> bool:
-    """Whether a projection is nothing but the product with a float32 matrix on the CPU, and large enough."""
+def _can_be_rounded(linear: nn.Linear) -> bool:
     return (
         type(linear) is nn.Linear
         and type(linear.weight) is nn.Parameter
@@ -138,7 +120,7 @@ def _can_be_rounded(linear: nn.Module) -> bool:
     )
 
 
-def _first_exact(rules: Iterable[Any], linear: nn.Module) -> int | None:
+def _first_exact(rules: Iterable[Any], linear: nn.Linear) -> int | None:
     """The first token whose logit is always needed; None where a rule is unknown or would need most of them."""
     first = vocabulary = linear.out_features
     for rule in rules:
@@ -146,6 +128,8 @@ def _first_exact(rules: Iterable[Any], linear: nn.Module) -> int | None:
             return None
         if isinstance(rule, WhisperTimeStampLogitsProcessor):
             first = min(first, rule.eos_token_id, rule.no_timestamps_token_id)
+        elif isinstance(rule, _NOT_YET_THE_END):
+            first = min(first, *rule.eos_token_id.tolist())
     return first if first >= 0.9 * vocabulary else None
 
 
@@ -155,4 +139,4 @@ def _forbidden(rules: Iterable[Any], first_exact: int) -> Tensor:
     return found[(found >= 0) & (found < first_exact)]
 
 
-__all__ = ["STEPS_BEFORE_ROUNDING", "GreedyLogits", "GreedyLogitsMixin"]
+__all__ = ["STEPS_BEFORE_ROUNDING", "GreedyLogits", "Progress", "progress_of", "reads_largest_only"]

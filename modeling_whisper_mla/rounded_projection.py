@@ -18,6 +18,7 @@ from .int8_linear import pack_weight, quantize_rows
 from .kernel_operator import kernel_operator
 
 _CHUNK = 4096  # rows that are rounded at once
+_MOST_STATES = 32  # with more, rounding saves nothing
 _FLOAT32 = 1e-5  # of the product of norms: what float32 itself may be off by
 _SMALLEST = 1e-30  # a row of zeros is divided by it
 
@@ -95,6 +96,8 @@ def greedy_logits(states: Tensor, weight: Tensor, forbidden: Tensor, number: int
     """
     projection = _projections[number]
     rows = states.flatten(0, -2)
+    if len(rows) > _MOST_STATES:
+        return states @ weight.T
     logits, norms, left = projection.rough_logits(rows)
     logits[:, first_exact:] = rows @ weight[first_exact:].T
     text = logits[:, :first_exact]

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from whisper_mla.generation_whisper_mla import LatentCacheMixin
-from whisper_mla.greedy_decoding import GreedyLogitsMixin
+from whisper_mla.generation_whisper_mla import LatentCacheMixin, WhisperMLAGenerationMixin
 from whisper_mla.transformers_releases import CACHE
 
 _COMPILERS = ("g++", "clang++", "cl")
@@ -51,7 +50,7 @@ def compile_decoding(model: PreTrainedModel, **options: Any) -> PreTrainedModel:
         assert model.generation_config is not None
         model.generation_config.cache_implementation = "static"
         return model
-    if isinstance(model, GreedyLogitsMixin):
+    if isinstance(model, WhisperMLAGenerationMixin):
         model.expect_many_steps()  # or there would be a second graph after some steps
     plain = model.forward
     if on_cpu and "backend" not in options:

@@ -91,6 +91,17 @@ def test_where_nothing_stands_out_all_are_exact():
     assert torch.equal(found, states @ weight.T)
 
 
+def test_many_states_take_one_product():
+    weight, _ = operands("normal")
+    states = torch.randn(40, 64, generator=torch.Generator().manual_seed(1))
+    number = RoundedProjection(weight).number
+    with pytest.raises(KeyError):  # nobody has kept it
+        greedy_logits(states, weight, FORBIDDEN, number, FIRST_EXACT)
+    projection = RoundedProjection(weight)
+    found = greedy_logits(states, weight, FORBIDDEN, projection.number, FIRST_EXACT)
+    assert torch.equal(found, states @ weight.T)
+
+
 def test_states_that_are_zero_or_no_number():
     weight, states = operands("normal")
     projection = RoundedProjection(weight)

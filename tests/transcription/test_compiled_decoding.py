@@ -52,7 +52,7 @@ def test_the_same_tokens_in_few_graphs(kind, counters, monkeypatch):
     assert len({len(found.unique()) for found in expected} - {1}) > 0  # not one token throughout
     assert 1 <= graphs(counters) <= 3
     if kind == "exact":
-        assert greedy_decoding._progress_of(model.proj_out).projection is not None
+        assert greedy_decoding.progress_of(model.proj_out).projection is not None
     before = graphs(counters)
     model.generate(features[:2], num_beams=2, max_new_tokens=12)
     assert graphs(counters) == before
