@@ -50,7 +50,7 @@ def memory(name: str, size: str, device: str, batch: int, lengths: list[int]) ->
     with torch.inference_mode():
         if device != "cpu":
             config = stock_and_latent(whisper_config("large-v3"))[name]
-            found = memory_process._decode(config, Setting(batch, 448, 1, value), device)
+            found = memory_process.measured_decoding(config, Setting(batch, 448, 1, value), device)
             row = {"model": name, "size": "large-v3", "batch_size": batch}
             yield {**row, "positions": 448, **dataclasses.asdict(found)}
             torch.cuda.empty_cache()
@@ -59,7 +59,7 @@ def memory(name: str, size: str, device: str, batch: int, lengths: list[int]) ->
         row = {"model": name, "size": size, "batch_size": batch}
         caught: list[dict] = []
         with _json_lines(caught.append):
-            found = memory_process._decode(config, Setting(batch, lengths[-1], 1, value), device, lengths)
+            found = memory_process.measured_decoding(config, Setting(batch, lengths[-1], 1, value), device, lengths)
         yield from ({**row, **one} for one in caught)
         yield {**row, "positions": lengths[-1], **dataclasses.asdict(found)}
 

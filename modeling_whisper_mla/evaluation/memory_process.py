@@ -105,7 +105,17 @@ def _peak(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _decode(config: WhisperConfig, setting: Setting, device: str = "cpu", lengths: list[int] | None = None) -> Measured:
+def measured_decoding(
+    config: WhisperConfig, setting: Setting, device: str = "cpu", lengths: list[int] | None = None
+) -> Measured:
+    """Decode with random weights in this process, which should be a fresh one: peaks are of its whole life.
+
+    Args:
+        config: stock's or ours.
+        setting: audios, positions and beams, and bytes per value for the dtype.
+        device: "cpu" or "cuda".
+        lengths: positions at which the peak so far is printed, as lines of JSON.
+    """
     kind = WhisperForConditionalGeneration
     if config.model_type == WhisperMLAConfig.model_type:
         kind = WhisperMLAForConditionalGeneration  # type: ignore[assignment]
@@ -161,7 +171,9 @@ def main() -> None:
     job = json.loads(sys.stdin.read())
     kind = WhisperMLAConfig if job["config"]["model_type"] == WhisperMLAConfig.model_type else WhisperConfig
     with torch.inference_mode():
-        found = _decode(kind.from_dict(job["config"]), Setting(**job["setting"]), job["device"], job.get("lengths"))
+        found = measured_decoding(
+            kind.from_dict(job["config"]), Setting(**job["setting"]), job["device"], job.get("lengths")
+        )
     print(json.dumps(dataclasses.asdict(found)))
 
 

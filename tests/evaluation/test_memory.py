@@ -139,7 +139,7 @@ def test_decoding_fills_the_positions(monkeypatch):
     default = torch.get_default_dtype()
     try:
         for config in stock_and_latent(random_whisper().config, 50).values():
-            memory_process._decode(config, Setting(2, 50, 3, 4))
+            memory_process.measured_decoding(config, Setting(2, 50, 3, 4))
     finally:
         torch.set_default_dtype(default)
     ours = [WhisperMLAForConditionalGeneration] * 3
@@ -155,7 +155,7 @@ def test_peaks_of_one_decoding_by_length(capsys):
     default = torch.get_default_dtype()
     try:
         for config in list(stock_and_latent(random_whisper().config, 12).values())[:2]:
-            memory_process._decode(config, Setting(2, 12, 1, 4), lengths=[4, 8, 12])
+            memory_process.measured_decoding(config, Setting(2, 12, 1, 4), lengths=[4, 8, 12])
     finally:
         torch.set_default_dtype(default)
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
