@@ -38,7 +38,7 @@ class GreedyLogits:
     Attributes:
         number: of the [`RoundedProjection`].
         first_exact: the first of the tokens whose logits are all needed.
-        forbidden: tokens below it that are never picked, int64 `[n]`.
+        forbidden: tokens below it that may not be picked at this step or another, int64 `[n]`.
         projection: kept alive for as long as this.
     """
 
@@ -128,14 +128,15 @@ def _first_exact(rules: Iterable[Any], linear: nn.Linear) -> int | None:
             return None
         if isinstance(rule, WhisperTimeStampLogitsProcessor):
             first = min(first, rule.eos_token_id, rule.no_timestamps_token_id)
-        elif isinstance(rule, _NOT_YET_THE_END):
-            first = min(first, *rule.eos_token_id.tolist())
     return first if first >= 0.9 * vocabulary else None
 
 
 def _forbidden(rules: Iterable[Any], first_exact: int) -> Tensor:
-    tokens = [rule.suppress_tokens.flatten().long() for rule in rules if isinstance(rule, SuppressTokens)]
-    found = torch.cat([torch.empty(0, dtype=torch.long), *tokens])
+    """Tokens that the rules forbid at any step; at others they may be picked."""
+    names = ("suppress_tokens", "begin_suppress_tokens")
+    tokens = [getattr(rule, name) for rule in rules for name in names if hasattr(rule, name)]
+    tokens += [rule.eos_token_id for rule in rules if isinstance(rule, _NOT_YET_THE_END)]
+    found = torch.cat([torch.empty(0, dtype=torch.long), *(part.flatten().long() for part in tokens)])
     return found[(found >= 0) & (found < first_exact)]
 
 

@@ -86,13 +86,14 @@ def greedy_logits(states: Tensor, weight: Tensor, forbidden: Tensor, number: int
     Args:
         states: float32 `[..., d_model]`.
         weight: float32 `[vocabulary, d_model]`.
-        forbidden: tokens that are not picked, int64 `[n]`, of those below `first_exact`.
+        forbidden: tokens below `first_exact` that may not be picked, int64 `[n]`; some of them may be.
         number: of the [`RoundedProjection`] of `weight`.
         first_exact: from this token on all logits are exact.
 
     Returns:
         Tensor: `[..., vocabulary]`. As exact as float32 are all from `first_exact` on; below, the largest of those that
-        are not forbidden, and all larger ones. The rest are rounded, and smaller than that one.
+        are not forbidden, and all larger ones. The rest are rounded, and smaller than that one. So the largest is exact
+        among all tokens, and also without any of the forbidden ones.
     """
     projection = _projections[number]
     rows = states.flatten(0, -2)
