@@ -27,6 +27,7 @@ def graphs(counters) -> int:
     return counters["stats"]["unique_graphs"]
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("kind", ["exact", "int8 weights, int4 latents"])
 def test_the_same_tokens_in_few_graphs(kind, counters, monkeypatch):
     """One graph for a single text, one for several of any number: beams, batches and positions compile no more.
