@@ -49,6 +49,7 @@ def main(
             "exact": WhisperMLAForConditionalGeneration.from_whisper(stock),
             "compiled": compile_decoding(WhisperMLAForConditionalGeneration.from_whisper(stock)),
         }
+        models["exact"].expect_many_steps()
         for count in tokens:
             times: dict[str, list[float]] = {model: [] for model in models}
             outputs = {model: decode(models[model], batch_size, num_beams, 4)[1] for model in models}  # warm-up
