@@ -4,7 +4,8 @@
 
 Random tensors of whisper-base's dimensions, 1,500 audio frames; every way is called in turn, and the table has medians.
 What it answers: what could be won by 4-bit weights, by a vocabulary projection of fewer bits in front of an exact one,
-by absorbed projections multiplied out beforehand, and by attention that reads rounded latents as integers.
+by absorbed projections multiplied out beforehand, and by attention that reads rounded latents as integers or is
+compiled from flex_attention.
 """
 
 import copy
@@ -15,6 +16,7 @@ from statistics import median
 import torch
 from result_files import write_results
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.utils.logging import tqdm
 
@@ -96,11 +98,19 @@ def attention_ways(width: int, heads: int, audios: int) -> dict[str, Callable[[]
         sums = torch.stack([torch._int_mm(rows[0], keys[0]) for rows, keys in zip(rounded, codes, strict=True)])
         return sums[:, None] * top
 
+    heads_apart = query.bfloat16().transpose(1, 2).contiguous()
+    compiled = torch.compile(flex_attention)
+
+    def flex() -> Tensor:
+        return compiled(heads_apart, half, half, scale=1.0, enable_gqa=True)
+
     exact = attend(latent)
+    assert (flex().transpose(1, 2) - exact).abs().max() < 0.1 * exact.abs().max(), "not the same attention"
     assert (integers() - exact).abs().max() < 0.1 * exact.abs().max(), "not the same attention"
     return {
         "float32 latents (ours, once unpacked)": lambda: attend(latent),
         "bfloat16 latents": lambda: attend(half),
+        "bfloat16 latents, flex_attention compiled": flex,
         "8-bit integers": integers,
         "unpacking alone (ours: once for all layers)": lambda: dequantize(packed, width, 8, GROUP_SIZE, torch.float32),
     }
