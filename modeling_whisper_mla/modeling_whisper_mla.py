@@ -71,9 +71,10 @@ class WhisperMLAForConditionalGeneration(
             labels: `[batch, T]`, -100 where no loss is taken.
             num_items_in_batch: labels of the whole batch of an optimiser step, over accumulation steps and processes.
                 The loss is then the sum over this call's labels divided by it, so that the parts add up to the mean.
-            greedy_logits: where only the largest logits must be exact, as `generate` says in greedy decoding on a CPU.
+            greedy_logits: where only the largest logits must be exact, as `generate` says in greedy decoding on a CPU;
+                without effect where a loss is taken.
         """
-        if greedy_logits is not None:
+        if greedy_logits is not None and labels is None:
             hidden = self.model(return_dict=True, **kwargs)
             kept = {name: value for name, value in hidden.items() if name != "last_hidden_state"}
             return Seq2SeqLMOutput(logits=greedy_logits(hidden[0], self.proj_out.weight), **kept)

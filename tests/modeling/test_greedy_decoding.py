@@ -135,6 +135,15 @@ def test_forwards_of_ones_own_get_all(stock, ours, used):
     )
 
 
+def test_a_loss_needs_all(stock, ours, used):
+    features = random_features(stock)
+    ours.generate(features, max_new_tokens=4)
+    labels = torch.tensor([[367, 369, 20]] * 2)
+    found, expected = ours(features, labels=labels, greedy_logits=used[-1]), stock(features, labels=labels)
+    torch.testing.assert_close(found.loss, expected.loss)
+    torch.testing.assert_close(found.logits, expected.logits)
+
+
 def half(model):
     return model.bfloat16()
 

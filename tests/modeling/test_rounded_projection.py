@@ -41,10 +41,8 @@ KINDS = [
 @pytest.fixture(params=[128, 64], ids=["8-bit states", "7-bit states"], autouse=True)
 def zero_point(request, monkeypatch):
     """Both kinds of processors, on one that has what either needs."""
-    if (
-        request.param == 128
-        and int8_linear.zero_point(type(int8_linear.pack_weight(*int8_linear.quantize_rows(torch.ones(64, 64))))) != 128
-    ):
+    here = int8_linear.pack_weight(*int8_linear.quantize_rows(torch.ones(64, 64))).zero_point
+    if request.param > here:
         pytest.skip("without VNNI there are 7 bits only")
     monkeypatch.setattr(int8_linear, "zero_point", lambda kernel: request.param)
 
