@@ -9,6 +9,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.generation_whisper import WhisperGenerationMixin
 from transformers.utils import logging
 
+from .beam_top_k import QuickTopK
 from .greedy_decoding import STEPS_BEFORE_ROUNDING, progress_of, reads_largest_only
 from .latent_attention import WhisperMLAAttention
 from .latent_cache import LatentCache
@@ -71,6 +72,10 @@ class LatentCacheMixin:
 
     def _get_logits_processor(self, *args, **kwargs):
         return with_quicker_suppression(super()._get_logits_processor(*args, **kwargs))
+
+    def _get_top_k_continuations(self, *args, **kwargs):
+        with QuickTopK():
+            return super()._get_top_k_continuations(*args, **kwargs)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         given = model_kwargs.get(CACHE)

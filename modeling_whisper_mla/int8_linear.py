@@ -67,13 +67,16 @@ class PackedWeight:
         zero_point: 128 for inputs of 8 bits, 64 for 7.
 
     Attributes:
-        number: what a compiled graph, which can hold tensors and numbers only, knows it by.
+        operator: what a compiled graph calls in its place, with rows, a number and the number of outputs: a graph can
+            hold tensors and numbers only.
+        operator_number: what the operator knows it by.
     """
 
     def __init__(self, codes: Tensor, scale: Tensor, zero_point: int):
         self.zero_point = zero_point
-        self.number = next(_numbers)
-        _packed[self.number] = self
+        self.operator = getattr(torch.ops, _library.ns).product.default
+        self.operator_number = next(_numbers)
+        _packed[self.operator_number] = self
 
     def __call__(self, rows: Tensor) -> Tensor:
         """`rows` `[..., inputs]`, within -1 to 1, times the weight: `[..., outputs]`."""
@@ -207,19 +210,28 @@ class Int8Linear(nn.Module):
         Raises:
             RuntimeError: `inputs` are not on a CPU.
         """
-        if self._product is None:
-            self._product = self._pack()
+        product_of = self.packed()
         if inputs.device.type != "cpu":
             raise RuntimeError(f"Int8Linear: an input on {inputs.device}. {ON_CPU_ONLY}")
         rows = inputs.float()
         largest = rows.abs().amax(dim=-1, keepdim=True).clamp_min_(_SMALLEST)
         rows = rows / largest
         if torch.compiler.is_compiling():  # packed weights are no tensors that could be traced
-            product = getattr(torch.ops, _library.ns).product(rows, self._product.number, self.out_features)
+            product = product_of.operator(rows, product_of.operator_number, self.out_features)
         else:
-            product = self._product(rows)
+            product = product_of(rows)
         outputs = product.mul_(largest) if self.bias is None else torch.addcmul(self.bias, product, largest)
         return outputs.to(inputs.dtype)
+
+    def packed(self) -> PackedWeight:
+        """The weight as its kernel wants it, packed when first asked for.
+
+        Raises:
+            RuntimeError: it is not on a CPU, or there is no kernel.
+        """
+        if self._product is None:
+            self._product = self._pack()
+        return self._product
 
     def _pack(self) -> PackedWeight:
         if self.weight.device.type != "cpu":

@@ -40,6 +40,7 @@ SOURCE_FILES = (
     "freezing.py",
     "self_check.py",
     "token_suppression.py",
+    "beam_top_k.py",
     "rounded_projection.py",
     "greedy_decoding.py",
     "token_times.py",

@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 from whisper_mla.generation_whisper_mla import LatentCacheMixin, WhisperMLAGenerationMixin
 from whisper_mla.transformers_releases import CACHE
 
+from .int8_operator import call_products_from_cpp
+
 _COMPILERS = ("g++", "clang++", "cl")
 
 
@@ -54,6 +56,7 @@ def compile_decoding(model: PreTrainedModel, **options: Any) -> PreTrainedModel:
         model.expect_many_steps()  # or there would be a second graph after some steps
     plain = model.forward
     if on_cpu and "backend" not in options:
+        call_products_from_cpp(model)
         options = {"options": _cpu_options(), **options}
     compiled = torch.compile(plain, **{"dynamic": True, **options})
 
