@@ -116,6 +116,21 @@ def attention_ways(width: int, heads: int, audios: int) -> dict[str, Callable[[]
     }
 
 
+def beam_ways(width: int, heads: int, audios: int) -> dict[str, Callable[[], object]]:
+    """Cross-attention of one layer with 5 beams: all heads of all beams are queries on an audio's one latent."""
+    latent = torch.randn(audios, 1, FRAMES, width)
+    query = torch.randn(audios, 1, 5 * heads, width) / width
+
+    def products() -> Tensor:
+        return torch.matmul(torch.matmul(query, latent.transpose(2, 3)).softmax(-1), latent)
+
+    def fused() -> Tensor:
+        return scaled_dot_product_attention(query, latent, latent, scale=1.0)
+
+    assert (products() - fused()).abs().max() < 1e-4 * fused().abs().max(), "not the same attention"
+    return {"two products (ours)": products, "PyTorch's fused kernel": fused}
+
+
 def measure(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
     """Medians in milliseconds, the ways in turn."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -138,6 +153,7 @@ def main() -> None:
         "first feed-forward projection": lambda rows: linear_ways(width, config.decoder_ffn_dim, rows),
         "query of one attention": lambda rows: query_ways(width, heads, rows),
         "cross-attention of one layer": lambda rows: attention_ways(width, heads, rows),
+        "the same with 5 beams": lambda rows: beam_ways(width, heads, rows),
     }
     table, raw = [], []
     for (part, ways), rows in tqdm([(part, rows) for part in parts.items() for rows in (1, 8)]):

@@ -21,7 +21,9 @@ from .kernel_check import kernels_work
 
 # With so few queries PyTorch's fused kernels leave most of a GPU idle: two matrix products are faster, by a lot in
 # float32; in half precision the fused ones are started quicker, which is what counts while steps are not compiled.
+# On a CPU fused kernels share blocks of 32 queries among the threads, which with beams is uneven.
 _FEW_QUERIES = 128
+_QUERIES_OF_A_BLOCK = 32
 
 
 def absorb_query(query: Tensor, key_up: Tensor) -> Tensor:
@@ -99,8 +101,7 @@ def attend(
         if kernel_serves(rows[:, 0], latent, of_positions) and kernels_work(latent.get_device()):
             return attend_once(rows[:, 0], latent, of_positions).view(batch, heads, queries, rank), None
     latent = latent[:, None]
-    by_products = query.is_cuda and heads * queries <= _FEW_QUERIES and (compiled or query.dtype == torch.float32)
-    if not return_weights and not by_products:
+    if not return_weights and not _products_are_quicker(rows, compiled):
         if attention_mask is not None and queries > 1:  # the mask's rows, once for every head
             attention_mask = attention_mask.expand(-1, heads, -1, -1).flatten(1, 2)[:, None]
         output = scaled_dot_product_attention(rows, latent, latent, attention_mask, scale=1.0)
@@ -114,3 +115,11 @@ def attend(
     weights = torch.softmax(scores, dim=-1)
     output = torch.matmul(weights.view(batch, 1, heads * queries, -1), latent)
     return output.view(batch, heads, queries, rank), weights if return_weights else None
+
+
+def _products_are_quicker(rows: Tensor, compiled: bool) -> bool:
+    """Whether two matrix products take less time than a fused kernel (`benchmarks/step_parts.py`)."""
+    if rows.is_cuda:
+        return rows.shape[2] <= _FEW_QUERIES and (compiled or rows.dtype == torch.float32)
+    is_uneven = _QUERIES_OF_A_BLOCK < rows.shape[2] <= _FEW_QUERIES
+    return is_uneven and rows.dtype == torch.float32 and rows.device.type == "cpu"

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_block_mask
 
+from whisper_mla import absorbed_attention
 from whisper_mla.absorbed_attention import absorb_query, attend, expand_output
 
 pytestmark = pytest.mark.numerics
@@ -96,3 +97,34 @@ def test_no_value_bias():
     assert torch.allclose(
         without + tensors["value_bias"], expand_output(attended, tensors["value_up"], tensors["value_bias"])
     )
+
+
+@pytest.mark.parametrize("kind", ["none", "causal", "bool", "additive"])
+def test_many_queries_in_float32_are_two_products(kind, monkeypatch):
+    """More than PyTorch's fused kernel takes at a time, as with beams; fewer and other dtypes are left to it."""
+    fused = []
+    real = absorbed_attention.scaled_dot_product_attention
+    monkeypatch.setattr(
+        absorbed_attention,
+        "scaled_dot_product_attention",
+        lambda *args, **kwargs: fused.append(args[0].shape[2]) or real(*args, **kwargs),
+    )
+    tensors = problem(2, 8, 5, 12, 4, 6, 0)
+    visible = torch.ones(2, 1, 5, 12, dtype=torch.bool)
+    mask = None
+    if kind == "causal":
+        tensors["latent"] = tensors["latent"][:, :5]
+        visible = torch.ones(5, 5, dtype=torch.bool).tril()[None, None]
+    elif kind != "none":
+        visible[1, :, :3, 6:] = False
+        mask = visible if kind == "bool" else torch.zeros(visible.shape).masked_fill(~visible, -1e30)
+    expected, _ = reference(**tensors, visible=visible)
+    ways = {"mask": mask, "is_causal": kind == "causal", "return_weights": False}
+    output, weights = absorbed(**{name: tensor.float() for name, tensor in tensors.items()}, **ways)
+    assert not fused and weights is None
+    assert torch.allclose(output.double(), expected, atol=1e-4)
+    absorbed(**tensors, **{**ways, "mask": mask.double() if kind == "additive" else mask})
+    assert fused == [40]
+    few = {**{name: tensor.float() for name, tensor in tensors.items()}, "query": tensors["query"][:, :, -1:].float()}
+    absorbed(**few, mask=None if mask is None else mask[:, :, -1:], is_causal=kind == "causal", return_weights=False)
+    assert fused == [40, 8]
