@@ -4,7 +4,7 @@
 
 Real weights, random encoder output, stock Whisper and its conversions in turn. Times between the steps of one
 `generate`, median over the steps of an interval; the first step, in which stock Whisper projects the audio, is left
-out.
+out. Where all logits are read (by a logits processor), greedy decoding cannot round the vocabulary projection.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from transformers import WhisperForConditionalGeneration
 from whisper_mla import WhisperMLAForConditionalGeneration, quantize_weights
 from whisper_mla.evaluation.decode_timing import step_times
 
+READ = "exact, all logits read"
 # Text positions that one median is taken over.
 INTERVALS = [(1, 32), (32, 96), (96, 160), (160, 224), (224, 288), (288, 352), (352, 416), (416, 447)]
 
@@ -28,9 +29,16 @@ INTERVALS = [(1, 32), (32, 96), (96, 160), (160, 224), (224, 288), (288, 352), (
 def make_models(source: str) -> dict[str, torch.nn.Module]:
     stock = WhisperForConditionalGeneration.from_pretrained(source, dtype=torch.float32).eval()
     exact = WhisperMLAForConditionalGeneration.from_whisper(stock)
+    exact.expect_many_steps()
     rounded = WhisperMLAForConditionalGeneration.from_whisper(stock, latent_dtype="int8", method="joint_svd")
     int8 = quantize_weights(WhisperMLAForConditionalGeneration.from_whisper(stock))
-    return {"stock": stock, "exact": exact, "exact, int8 latents": rounded, "exact, int8 weights": int8}
+    return {
+        "stock": stock,
+        "exact": exact,
+        READ: exact,
+        "exact, int8 latents": rounded,
+        "exact, int8 weights": int8,
+    }
 
 
 def main() -> None:
@@ -54,7 +62,7 @@ def main() -> None:
     work: list[Callable[[str], None]] = []
 
     def by_position(name: str) -> None:
-        times = step_times(models[name], 1, 1, 447)
+        times = step_times(models[name], 1, 1, 447, name == READ)
         for start, end in INTERVALS:
             note(name, f"positions {start}–{end}", times[start - 1 : end - 1])
 
@@ -64,7 +72,9 @@ def main() -> None:
             label = f"batch {batch}, {'greedy' if beams == 1 else f'{beams} beams'}"
             tokens = max(4, 64 // (batch * beams)) + 2
             work.append(
-                lambda name, b=batch, k=beams, n=tokens, text=label: note(name, text, step_times(models[name], b, k, n))
+                lambda name, b=batch, k=beams, n=tokens, text=label: note(
+                    name, text, step_times(models[name], b, k, n, name == READ)
+                )
             )
     with torch.inference_mode():
         for number in track(range(arguments.rounds), description="Rounds"):

@@ -5,7 +5,8 @@
 Random tensors of whisper-base's dimensions, 1,500 audio frames; every way is called in turn, and the table has medians.
 What it answers: what could be won by 4-bit weights, by a vocabulary projection of fewer bits in front of an exact one,
 by absorbed projections multiplied out beforehand, and by attention that reads rounded latents as integers or is
-compiled from flex_attention.
+compiled from flex_attention; and what is won by two products in the attention of beams, and by quicker rules for
+timestamps.
 """
 
 import copy
@@ -18,11 +19,14 @@ from result_files import write_results
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import GenerationConfig, LogitsProcessorList
+from transformers.generation import WhisperTimeStampLogitsProcessor
 from transformers.utils.logging import tqdm
 
 from whisper_mla.configuration import whisper_config
 from whisper_mla.int8_linear import Int8Linear
 from whisper_mla.latent_quantization import dequantize, quantize
+from whisper_mla.token_suppression import with_quicker_suppression
 
 ROUNDS = 31
 FRAMES = 1500
@@ -131,6 +135,19 @@ def beam_ways(width: int, heads: int, audios: int) -> dict[str, Callable[[], obj
     return {"two products (ours)": products, "PyTorch's fused kernel": fused}
 
 
+def timestamp_ways(vocabulary: int, texts: int) -> dict[str, Callable[[], object]]:
+    """The rules for timestamps, of texts of 60 tokens with a timestamp at the 20th and the 40th."""
+    first = vocabulary - 1501
+    config = GenerationConfig(eos_token_id=50257, no_timestamps_token_id=first - 1, max_initial_timestamp_index=50)
+    stock = WhisperTimeStampLogitsProcessor(config, 4)
+    tokens = torch.randint(0, 50000, (texts, 60))
+    tokens[:, 20], tokens[:, 40] = first + 100, first + 300
+    scores = torch.randn(texts, vocabulary)
+    ours = with_quicker_suppression(LogitsProcessorList([stock]))[0]
+    assert torch.equal(ours(tokens, scores), stock(tokens, scores)), "not the same rules"
+    return {"ours": lambda: ours(tokens, scores), "Transformers'": lambda: stock(tokens, scores)}
+
+
 def measure(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
     """Medians in milliseconds, the ways in turn."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -154,6 +171,8 @@ def main() -> None:
         "query of one attention": lambda rows: query_ways(width, heads, rows),
         "cross-attention of one layer": lambda rows: attention_ways(width, heads, rows),
         "the same with 5 beams": lambda rows: beam_ways(width, heads, rows),
+        "rules for timestamps": lambda rows: timestamp_ways(config.vocab_size, rows),
+        "the same rules with 5 beams": lambda rows: timestamp_ways(config.vocab_size, 5 * rows),
     }
     table, raw = [], []
     for (part, ways), rows in tqdm([(part, rows) for part in parts.items() for rows in (1, 8)]):

@@ -13,22 +13,17 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    GenerationConfig,
-    MinLengthLogitsProcessor,
-    MinNewTokensLengthLogitsProcessor,
-    WhisperTimeStampLogitsProcessor,
-)
+from transformers import GenerationConfig, MinLengthLogitsProcessor, MinNewTokensLengthLogitsProcessor
 
 from .int8_linear import missing_kernel
 from .rounded_projection import RoundedProjection, greedy_logits
-from .token_suppression import SuppressTokens, SuppressTokensAtBegin
+from .token_suppression import SuppressTokens, SuppressTokensAtBegin, TimestampRules
 
 # Rounding takes as long as these many steps of one audio save.
 STEPS_BEFORE_ROUNDING = 200
 _SMALLEST_WEIGHT = 2**20  # values: below, float32 is as quick
 _NOT_YET_THE_END = (MinLengthLogitsProcessor, MinNewTokensLengthLogitsProcessor)
-_KNOWN_RULES = (SuppressTokens, SuppressTokensAtBegin, WhisperTimeStampLogitsProcessor, *_NOT_YET_THE_END)
+_KNOWN_RULES = (SuppressTokens, SuppressTokensAtBegin, TimestampRules, *_NOT_YET_THE_END)
 
 
 @dataclass(frozen=True)
@@ -126,7 +121,7 @@ def _first_exact(rules: Iterable[Any], linear: nn.Linear) -> int | None:
     for rule in rules:
         if type(rule) not in _KNOWN_RULES:
             return None
-        if isinstance(rule, WhisperTimeStampLogitsProcessor):
+        if isinstance(rule, TimestampRules):
             first = min(first, rule.eos_token_id, rule.no_timestamps_token_id)
     return first if first >= 0.9 * vocabulary else None
 
