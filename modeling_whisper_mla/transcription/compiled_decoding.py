@@ -22,7 +22,8 @@ def compile_decoding(model: PreTrainedModel, **options: Any) -> PreTrainedModel:
 
     On a CPU the first two steps after this take half a minute, or seconds where PyTorch finds its compiled kernels on
     disk; one batch size or number of beams that was 1 and no longer is compiles once more. The encoder, the prompt and
-    steps that return attentions or hidden states run as before. What is computed is the same up to rounding.
+    steps that return attentions or hidden states run as before. What is computed is the same up to rounding. Products
+    with int8 weights are called from C++, see [`int8_operator.call_products_from_cpp`].
 
     On a GPU the cache is allocated at once instead (`cache_implementation="static"` in the generation config), with
     which Transformers compiles steps itself and replays them as CUDA graphs; not for beams.
