@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from peer_engines import CT2, CT2_INT8, ENGINES, EXACT, STOCK, WHISPER_CPP
+from peer_engines import CT2, CT2_INT8, ENGINES, EXACT, INT8_COMPILED, STOCK, WHISPER_CPP
 from result_files import RESULTS, write_results
 from rich.progress import track
 from transformers import AutoConfig
@@ -100,6 +100,16 @@ def described(row: dict) -> str:
     if row["part"] == "decode":
         return f"batch {row['batch_size']}, {beams}, ms per step"
     return f"{row['files']} file(s), {beams}, ms per second of audio"
+
+
+def least_ratio(answers: dict[str, list[dict]], row: dict) -> str:
+    """The quickest round of CTranslate2 int8 by the slowest of compiled int8 weights, in the setting of a row."""
+    keys = row.keys() - {"part", "milliseconds"}
+    ours, peer = (
+        [x["seconds"] for a in answers[engine] for x in a[row["part"]] if all(x[key] == row[key] for key in keys)]
+        for engine in (INT8_COMPILED, CT2_INT8)
+    )
+    return f"{min(peer) / max(ours):.2f}×"
 
 
 def draw(rows: list[dict], engines: list[str], path: Path) -> None:
@@ -191,6 +201,9 @@ def main() -> None:
         note += (
             f" A warm-up with compiling took at most {compiling[0]:.0f} s the first time, then {min(compiling):.0f} s."
         )
+    if not by_processor and {INT8_COMPILED, CT2_INT8} <= set(arguments.engines):
+        least = [least_ratio(answers, row) for row in rows]
+        note += f" {INT8_COMPILED} in its slowest round to {CT2_INT8} in its quickest: " + ", ".join(least) + "."
     columns = ["setting", *arguments.engines, *(f"{a} : {b}" for a, b in ratios)]
     raw = {"rows": rows, "clock": arguments.clock, "answers": answers, "peers": peer_versions()}
     write_results(arguments.name, note, columns, cells, raw)

@@ -21,7 +21,7 @@ from .kernel_check import kernels_work
 
 # With so few queries PyTorch's fused kernels leave most of a GPU idle: two matrix products are faster, by a lot in
 # float32; in half precision the fused ones are started quicker, which is what counts while steps are not compiled.
-# On a CPU fused kernels share blocks of 32 queries among the threads, which with beams is uneven.
+# On a CPU fused kernels take 32 queries at a time: more of them, as with beams, are shared out unevenly to threads.
 _FEW_QUERIES = 128
 _QUERIES_OF_A_BLOCK = 32
 
@@ -121,5 +121,5 @@ def _products_are_quicker(rows: Tensor, compiled: bool) -> bool:
     """Whether two matrix products take less time than a fused kernel (`benchmarks/step_parts.py`)."""
     if rows.is_cuda:
         return rows.shape[2] <= _FEW_QUERIES and (compiled or rows.dtype == torch.float32)
-    is_uneven = _QUERIES_OF_A_BLOCK < rows.shape[2] <= _FEW_QUERIES
-    return is_uneven and rows.dtype == torch.float32 and rows.device.type == "cpu"
+    several_blocks = _QUERIES_OF_A_BLOCK < rows.shape[2] <= _FEW_QUERIES
+    return several_blocks and rows.dtype == torch.float32 and rows.device.type == "cpu"

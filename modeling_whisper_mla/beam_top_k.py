@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 _PART = 256  # scores
-_WORTH_IT = 64  # parts for each of the best; with fewer, `torch.topk` is as quick
+_WORTH_IT = 64  # parts for each of the best, at the least
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -41,7 +41,7 @@ def decode(
         rules = {"suppress_tokens": [*forbidden[0], end], "begin_suppress_tokens": forbidden[1]}
     synchronise(model.device)
     start = time.perf_counter()
-    output = _generate(model, batch_size, num_beams, tokens, rules, [], [])
+    output = _generate(model, batch_size, num_beams, tokens, rules)
     synchronise(model.device)
     return (time.perf_counter() - start) * 1000 / tokens, output
 
@@ -79,7 +79,7 @@ class _ReadsLogits(LogitsProcessor):
 
 
 def _generate(
-    model, batch_size: int, num_beams: int, tokens: int, rules: dict[str, Any], processors: list, criteria: list
+    model, batch_size: int, num_beams: int, tokens: int, rules: dict[str, Any], processors=(), criteria=()
 ) -> Tensor:
     config = model.config
     generator = torch.Generator().manual_seed(0)

@@ -81,6 +81,12 @@ def call_products_from_cpp(model: nn.Module) -> None:
     It is compiled itself the first time (some seconds; PyTorch keeps it on disk). Where that fails, a warning says why,
     and products go through Python as before: the same numbers, slower. The same happens to layers whose weights are
     packed anew, because they were moved or loaded.
+
+    Args:
+        model: on a CPU; its weights are packed if they are not yet. Without int8 weights nothing is done.
+
+    Raises:
+        RuntimeError: int8 weights are not on a CPU, or PyTorch has no kernel for them.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, Int8Linear)]
     packed = [layer.packed() for layer in layers]

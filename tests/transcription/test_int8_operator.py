@@ -6,8 +6,11 @@ import gc
 import pytest
 import torch
 
+from tests.conftest import random_whisper
+from whisper_mla import WhisperMLAForConditionalGeneration, quantize_weights
 from whisper_mla.int8_linear import FewRows, Int8Linear, missing_kernel, pack_weight, quantize_rows
 from whisper_mla.transcription import int8_operator
+from whisper_mla.transcription.compiled_decoding import compile_decoding
 from whisper_mla.transcription.int8_operator import call_products_from_cpp
 
 pytestmark = [
@@ -77,3 +80,12 @@ def test_without_a_compiler_it_goes_on_through_python(layer, monkeypatch, caplog
     assert layer.packed().operator is before
     inputs = torch.randn(2, 96)
     assert torch.equal(compiled(layer)(inputs), layer(inputs))
+
+
+def test_a_compiled_model_calls_them():
+    model = quantize_weights(WhisperMLAForConditionalGeneration.from_whisper(random_whisper(decoder_layers=1)))
+    compile_decoding(model)
+    layers = [layer for layer in model.get_decoder().modules() if isinstance(layer, Int8Linear)] + [model.proj_out]
+    assert len(layers) == 7
+    assert {layer.packed().operator.namespace for layer in layers} == {int8_operator._NAMESPACE}
+    assert len({layer.packed().operator_number for layer in layers}) == 7
